@@ -1,0 +1,299 @@
+"""The one-step formulas: every supported method is one equation with other constants.
+
+    o = U(z_L, tau_u)      z0 = a * z_L + b * o      z(t) = z0 + t * delta + t * (1 - t) * kappa
+
+z_L = s * E(x_L, tau_e) is a scaled latent, o the UNet's output, t the dial: **0 = most realistic, 1 = most faithful**
+(CTSR's direction; every other family is converted to it). Sources: OSEDiff (arXiv 2406.08177), CTSR (2503.14272),
+TADSR (2508.16557), PiSA-SR (2412.03017), OFTSR (2412.09465). All code is our own.
+
+A pipeline calls::
+
+    latents = [encode(x, tau) for tau in family.encoder_timesteps]
+    endpoints = family.endpoints(predict, latents, generator)   # `predict` runs the UNet, tiled or not
+    z = blend(endpoints, t)                                     # any t, no UNet pass
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, Protocol, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+Parameterization = Literal["epsilon", "residual", "scaled_residual", "flow"]
+Timestep: TypeAlias = int | Tensor
+Dial: TypeAlias = float | Sequence[float] | Tensor
+
+TRAIN_TIMESTEPS = 1000
+
+
+def scaled_linear_alphas_cumprod(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """alpha_bar of the scaled-linear schedule of SD 2.1-base: [1000] fp64, falling from 0.99915 to 0.00466."""
+    roots = torch.linspace(beta_start**0.5, beta_end**0.5, TRAIN_TIMESTEPS, dtype=torch.float64, device="cpu")
+    return torch.cumprod(1 - roots**2, dim=0)
+
+
+ALPHAS_CUMPROD = scaled_linear_alphas_cumprod()
+
+
+def alpha_bar(timestep: Timestep) -> Tensor:
+    """alpha_bar at tau in 0..999: fp64, [] for an int and [B, 1, 1, 1] for a vector [B], on the vector's device."""
+    steps = torch.as_tensor(timestep)
+    if steps.is_floating_point() or steps.ndim > 1 or bool(((steps < 0) | (steps >= TRAIN_TIMESTEPS)).any()):
+        raise ValueError(
+            f"timestep must be an integer from 0 to {TRAIN_TIMESTEPS - 1}, or a vector of one integer a picture; "
+            f"got {timestep!r}."
+        )
+    values = ALPHAS_CUMPROD.to(steps.device)[steps.long()]
+    return values.reshape(-1, 1, 1, 1) if steps.ndim else values
+
+
+def coefficients(parameterization: Parameterization, timestep: Timestep) -> tuple[Tensor, Tensor]:
+    """a and b of z0 = a * z_L + b * o.
+
+    | parameterization  | a              | b                            | used by             |
+    |-------------------|----------------|------------------------------|---------------------|
+    | `epsilon`         | 1 / sqrt(abar) | -sqrt(1 - abar) / sqrt(abar) | OSEDiff, CTSR       |
+    | `scaled_residual` | 1 / sqrt(abar) | -1                           | TADSR               |
+    | `residual`        | 1              | -1                           | PiSA-SR, ctsr-mini  |
+    | `flow`            | 1              | +1                           | OFTSR, on its x_0   |
+
+    Args:
+        parameterization: what the UNet predicts.
+        timestep: tau in 0..999, an int or an integer vector [B].
+
+    Returns:
+        Two fp32 tensors, computed in fp64: [] for an int, [B, 1, 1, 1] for a vector.
+    """
+    abar = alpha_bar(timestep)
+    one = torch.ones_like(abar)
+    if parameterization == "epsilon":
+        a, b = abar.rsqrt(), -((1 - abar) / abar).sqrt()
+    elif parameterization == "scaled_residual":
+        a, b = abar.rsqrt(), -one
+    elif parameterization == "residual":
+        a, b = one, -one
+    elif parameterization == "flow":
+        a, b = one, one
+    else:
+        raise ValueError(f"Unknown parameterization {parameterization!r}: use one of {get_args(Parameterization)}.")
+    return a.float(), b.float()
+
+
+def predict_x0(z: Tensor, o: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a * z + b * o in fp32 whatever the inputs' dtype (at tau = 999 the gain is 14.6); shapes [B, C, h, w]."""
+    return a.to(z.device) * z.float() + b.to(o.device) * o.float()
+
+
+@dataclass(frozen=True)
+class Endpoints:
+    """The two ends of the dial and the bend between them, each [B, C, h, w], scaled latents, fp32.
+
+    Attributes:
+        z0: the most realistic latent, t = 0.
+        delta: the way to the most faithful latent, z1 = z0 + delta; None is zero (the family has no dial).
+        kappa: the bend, 0 at both ends; None is zero (a straight line).
+    """
+
+    z0: Tensor
+    delta: Tensor | None = None
+    kappa: Tensor | None = None
+
+
+def dial_tensor(t: Dial, z: Tensor) -> Tensor:
+    """`t` as fp32 on z's device, in a shape that broadcasts to z [B, C, h, w]. Raises ValueError as `blend` says."""
+    dial = torch.as_tensor(t, dtype=torch.float32, device=z.device)
+    if not bool(((dial >= 0) & (dial <= 1)).all()):  # false for NaN too
+        raise ValueError("t must be finite and from 0 to 1: 0 = most realistic, 1 = most faithful.")
+    batch, _, height, width = z.shape
+    if dial.ndim == 0 or dial.shape == (batch,):
+        return dial.reshape(-1, 1, 1, 1)
+    if dial.shape == (height, width):
+        return dial[None, None]
+    if dial.shape in ((1, 1, height, width), (batch, 1, height, width)):
+        return dial
+    raise ValueError(
+        f"t must be a number, a vector of {batch} numbers (one a picture), or a map of the latents' size "
+        f"[{height}, {width}] or [{batch}, 1, {height}, {width}]; got shape {list(dial.shape)}. Resize the map first."
+    )
+
+
+def blend(endpoints: Endpoints, t: Dial) -> Tensor:
+    """z(t) = z0 + t * delta + t * (1 - t) * kappa.
+
+    Args:
+        endpoints: what `Family.endpoints` returned.
+        t: 0 = most realistic, 1 = most faithful. A number, one number a picture [B], or a map [h, w], [1, 1, h, w] or
+            [B, 1, h, w] at the latents' resolution.
+
+    Returns:
+        [B, C, h, w] fp32: z0 to the bit where t = 0, z0 + delta to the bit where t = 1.
+
+    Raises:
+        ValueError: t is not finite, outside [0, 1], or of another shape.
+    """
+    z0 = endpoints.z0
+    dial = dial_tensor(t, z0)
+    z = z0
+    if endpoints.delta is not None:
+        z = z + dial * endpoints.delta
+    if endpoints.kappa is not None:
+        z = torch.where(dial < 1, z + dial * (1 - dial) * endpoints.kappa, z)
+    return torch.where(dial > 0, z, z0)
+
+
+class Predict(Protocol):
+    """One UNet pass over the whole picture; the pipeline supplies it, tiled or not."""
+
+    def __call__(self, z: Tensor, timestep: int, variant: str | None) -> Tensor:
+        """UNet output [B, groups * C, h, w], any float dtype.
+
+        Args:
+            z: the UNet's input, [B, C, h, w], or [B, 2C, h, w] of a family with `concat_latent`; z_L's dtype.
+            timestep: tau_u in 0..999.
+            variant: the adapter to run with ("pix", "full"), None for the UNet as it is.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Family:
+    """How one method turns latents into endpoints. Change a default with `dataclasses.replace`.
+
+    A family has one or two UNet passes, the realistic end first; a second pass gives the faithful end. A single pass
+    with three output groups [o, delta, kappa] gives both ends and the bend.
+
+    Attributes:
+        name: the key in `FAMILIES`.
+        parameterization: what the UNet predicts, see `coefficients`.
+        encoder_timesteps: tau_e of each encode, None for the plain encoder: one for all passes, or one a pass.
+        unet_timesteps: tau_u of each pass; None runs every pass at its latent's own tau_e.
+        variants: the adapter of each pass; empty for none.
+        output_groups: 1, or 3 for [o, delta, kappa].
+        sigma: share of noise in the start x_0 = sqrt(1 - sigma^2) * z_L + sigma * eps; 0 starts from z_L.
+        concat_latent: the UNet sees concat(x_0, z_L).
+    """
+
+    name: str
+    parameterization: Parameterization
+    encoder_timesteps: tuple[int | None, ...] = (None,)
+    unet_timesteps: tuple[int, ...] | None = (999,)
+    variants: tuple[str, ...] = ()
+    output_groups: Literal[1, 3] = 1
+    sigma: float = 0.0
+    concat_latent: bool = False
+
+    def __post_init__(self) -> None:
+        if self.passes not in (1, 2) or len(self.encoder_timesteps) not in (1, self.passes):
+            raise ValueError(f"Family {self.name!r} needs 1 or 2 UNet passes, and 1 encode or one a pass.")
+        if self.variants and len(self.variants) != self.passes:
+            raise ValueError(f"Family {self.name!r} needs one variant a pass or none.")
+        if self.output_groups not in (1, 3) or (self.output_groups == 3 and self.passes == 2):
+            raise ValueError(f"Family {self.name!r} needs output_groups 1, or 3 with a single pass.")
+        if not 0 <= self.sigma < 1:
+            raise ValueError(f"Family {self.name!r} needs 0 <= sigma < 1.")
+
+    @property
+    def timesteps(self) -> tuple[int, ...]:
+        """tau_u of each UNet pass, the realistic end first."""
+        if self.unet_timesteps is not None:
+            return self.unet_timesteps
+        steps = tuple(step for step in self.encoder_timesteps if step is not None)
+        if len(steps) != len(self.encoder_timesteps):
+            raise ValueError(f"Family {self.name!r} needs a timestep for its encoder: its UNet runs at the same one.")
+        return steps
+
+    @property
+    def passes(self) -> int:
+        """UNet passes for a picture, whatever t."""
+        return len(self.timesteps)
+
+    @property
+    def has_dial(self) -> bool:
+        """Whether t changes the picture."""
+        return self.passes == 2 or self.output_groups == 3
+
+    @property
+    def needs_seed(self) -> bool:
+        """Whether `endpoints` draws noise and so needs a generator."""
+        return self.sigma > 0
+
+    def endpoints(
+        self, predict: Predict, latents: Sequence[Tensor], generator: torch.Generator | None = None
+    ) -> Endpoints:
+        """Run the UNet pass or passes and give the ends of the dial.
+
+        Args:
+            predict: one UNet pass.
+            latents: scaled latents z_L, one for each of `encoder_timesteps`, each [B, C, h, w], any float dtype.
+            generator: source of the start noise, which is drawn on the generator's own device; only families with
+                `needs_seed` use it.
+
+        Returns:
+            `Endpoints` in fp32, `delta` and `kappa` None where the family has none.
+
+        Raises:
+            ValueError: a wrong number of latents, no generator where one is needed, a UNet of other output channels.
+        """
+        if len(latents) != len(self.encoder_timesteps):
+            raise ValueError(
+                f"Family {self.name!r} needs {len(self.encoder_timesteps)} latents, one for each encoder timestep "
+                f"{self.encoder_timesteps}; got {len(latents)}."
+            )
+        noise = self._noise(latents[0], generator)
+        z0, *bends = self._end(predict, latents, noise, 0)
+        if self.passes == 2:
+            return Endpoints(z0, self._end(predict, latents, noise, 1)[0] - z0)
+        return Endpoints(z0, *bends)
+
+    def _noise(self, z: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        """eps like z in fp32, or None for a family that starts from z_L."""
+        if not self.needs_seed:
+            return None
+        if generator is None:
+            raise ValueError(
+                f"Family {self.name!r} starts from noise: pass generator=torch.Generator().manual_seed(seed)."
+            )
+        return torch.randn(z.shape, generator=generator, device=generator.device).to(z.device)
+
+    def _end(self, predict: Predict, latents: Sequence[Tensor], noise: Tensor | None, index: int) -> list[Tensor]:
+        """x0 of pass `index`, then delta and kappa where the UNet gives them; each [B, C, h, w] fp32."""
+        z = latents[min(index, len(latents) - 1)]
+        start = z if noise is None else (1 - self.sigma**2) ** 0.5 * z.float() + self.sigma * noise
+        sample = start.to(z.dtype)
+        if self.concat_latent:
+            sample = torch.cat([sample, z], dim=1)
+        timestep = self.timesteps[index]
+        output = predict(sample, timestep, self.variants[index] if self.variants else None).float()
+        channels = self.output_groups * z.shape[1]
+        if output.shape[1] != channels:
+            raise ValueError(
+                f"Family {self.name!r} needs a UNet of {channels} output channels for {z.shape[1]} latent channels; "
+                f"this one gives {output.shape[1]}. Load the UNet that belongs to the family."
+            )
+        o, *bends = output.chunk(self.output_groups, dim=1)
+        return [predict_x0(start, o, *coefficients(self.parameterization, timestep)), *bends]
+
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {
+        family.name: family
+        for family in (
+            Family("ctsr", "epsilon", output_groups=3),
+            Family("osediff", "epsilon"),
+            # 500 is TADSR's default; 200 has the highest PSNR of its published sweep, which is not monotone.
+            Family("tadsr", "scaled_residual", encoder_timesteps=(500, 200), unet_timesteps=None),
+            Family("pisa", "residual", unet_timesteps=(1, 1), variants=("full", "pix")),
+            # OFTSR's own t is 1 - ours and its UNet time is 999 * own t; sigma is its DIV2K setting.
+            Family("oftsr", "flow", unet_timesteps=(999, 0), sigma=0.2, concat_latent=True),
+        )
+    }
+)
+
+
+def get_family(name: str) -> Family:
+    """The family of that name with its defaults. Raises ValueError that lists the names."""
+    if name not in FAMILIES:
+        raise ValueError(f"Unknown family {name!r}: use one of {', '.join(FAMILIES)}.")
+    return FAMILIES[name]

@@ -2,7 +2,8 @@
 
 Idea of the time-aware encoder: TADSR (arXiv 2508.16557). The shape is our own; no code is taken from elsewhere.
 Differs from diffusers' `AutoencoderTiny`: blocks of any width, 112 latents, inputs stay in [-1, 1] on every path, no
-squashing of latents or outputs, and a sinusoidal timestep that scales and shifts every encoder block. Licence: Apache-2.0.
+squashing of latents or outputs, and a sinusoidal timestep that scales and shifts every encoder block. Licence:
+Apache-2.0.
 
 Nothing in it normalises over space, so a tile with a halo of `encoder_halo` / `decoder_halo` gives exactly the pixels
 of the whole picture.

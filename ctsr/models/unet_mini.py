@@ -1,8 +1,9 @@
 """Time-conditioned one-step UNet of ctsr-mini.
 
-Blocks after NAFNet (arXiv 2204.04676: gates instead of activations) with the norm taken per pixel over channels and without
-its global channel attention, so that nothing depends on the picture outside the receptive field; the timestep scales and
-shifts each norm as in DiT's adaLN-Zero (arXiv 2212.09748). No attention, no text, no GroupNorm. Our own code. Apache-2.0.
+Blocks after NAFNet (arXiv 2204.04676: gates instead of activations) with the norm taken per pixel over channels and
+without its global channel attention, so that nothing depends on the picture outside the receptive field; the timestep
+scales and shifts each norm as in DiT's adaLN-Zero (arXiv 2212.09748). No attention, no text, no GroupNorm. Our own
+code. Apache-2.0.
 
 Called as diffusers' `UNet2DConditionModel` is; `encoder_hidden_states` is accepted and ignored.
 """

@@ -33,7 +33,9 @@ def timed(timings: Timings, name: str, run: Callable[[], Any]) -> Any:
 
 def load_peer(param: Path, threads: int) -> Callable[[NDArray[np.float32]], Any]:
     """An ncnn x4 network as a function of [3, h, w] in [0, 1]."""
-    import ncnn
+    import ncnn as library
+
+    ncnn: Any = library
 
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
@@ -66,7 +68,8 @@ def main(
         if turn == 1:
             timings.clear()  # the first turn warms up
         for path in paths:
-            x = np.ascontiguousarray(np.asarray(Image.open(path).convert("RGB"), np.float32).transpose(2, 0, 1) / 255)
+            x = np.ascontiguousarray(np.asarray(Image.open(path).convert("RGB"), np.float32).transpose(2, 0, 1))
+            x /= 255
             if run_peer is not None:
                 timed(timings, "peer", lambda x=x: run_peer(x))
             picture = torch.from_numpy(x)[None]

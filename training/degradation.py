@@ -7,14 +7,14 @@ Pictures are [H, W, 3] fp32 in 0..255 inside; everything random comes from the g
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import j1
 
-Picture = NDArray[np.float32]
+Picture = NDArray[np.floating[Any]]
 Degradation = Literal["camera", "realesrgan", "mix"]
 
 SCALE = 4

@@ -15,7 +15,10 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import (
+    ConfigMixin,
+    register_to_config,  # pyright: ignore[reportUnknownVariableType]
+)
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
@@ -164,7 +167,9 @@ class TimeAwareAutoencoderMini(ModelMixin, ConfigMixin):
         """Numbers alive at once a pixel of the picture, measured at the default widths (benchmarks/memory.py)."""
         return {"encode": 60.0, "decode": 110.0}
 
-    def encode(self, x: Tensor, timestep: Tensor | float | None = None, return_dict: bool = True):
+    def encode(
+        self, x: Tensor, timestep: Tensor | float | None = None, return_dict: bool = True
+    ) -> MiniEncoderOutput | tuple[Tensor]:
         """Unscaled latents of a picture.
 
         Args:
@@ -181,11 +186,12 @@ class TimeAwareAutoencoderMini(ModelMixin, ConfigMixin):
         latents = self.encoder(x, emb)
         return MiniEncoderOutput(latents=latents) if return_dict else (latents,)
 
-    def decode(self, z: Tensor, return_dict: bool = True):
+    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Picture of unscaled latents: [B, latent_channels, h, w] -> [B, 3, 8h, 8w], about [-1, 1], not clamped."""
         sample = self.decoder(z)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(self, sample: Tensor, timestep: Tensor | float | None = None) -> DecoderOutput:
         """Encode and decode, [B, 3, H, W] in [-1, 1]."""
-        return cast(DecoderOutput, self.decode(self.encode(sample, timestep).latents))
+        encoded = cast(MiniEncoderOutput, self.encode(sample, timestep))
+        return cast(DecoderOutput, self.decode(encoded.latents))

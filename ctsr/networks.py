@@ -1,0 +1,160 @@
+"""The three networks of a pipeline as functions that can be tiled: encoder, UNet, decoder, mini or SD.
+
+What a network needs for tiling is read from the model: a model with a receptive radius (`encoder_halo`, `halo`,
+`decoder_halo`) is tiled by halo and crop, exactly; one without normalises over space, and its tiles are blended.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from . import tiling
+from .tiling import PIXELS_PER_CELL
+
+SMALLEST_TILE = tiling.TILE_LADDER[-1] * PIXELS_PER_CELL // 2
+"""Pixels; smaller tiles are mostly halo."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network over a picture.
+
+    Attributes:
+        module: whose parameters it uses.
+        call: [B, C, h * read_scale, w * read_scale] -> [B, C', h * write_scale, w * write_scale], the module's dtype.
+        read_scale: input samples a latent on each side.
+        write_scale: output samples a latent on each side.
+        halo: latents around a tile that its result depends on; None for a network that normalises over space.
+        align: latents that a tile's position and size must be multiples of.
+        bytes_per_pixel: working memory a pixel of the picture, without input and output.
+    """
+
+    module: nn.Module
+    call: Callable[[Tensor], Tensor]
+    read_scale: int
+    write_scale: int
+    halo: int | None
+    align: int
+    bytes_per_pixel: float
+
+    @property
+    def module_dtype(self) -> torch.dtype:
+        """dtype of the parameters."""
+        return next(self.module.parameters()).dtype
+
+    def in_fp32(self) -> "Network":
+        """The same for when its module will be in fp32: it works in more memory."""
+        return replace(self, bytes_per_pixel=self.bytes_per_pixel * 4 / self.module_dtype.itemsize)
+
+
+ALIGNMENT = 64
+"""Bytes; where torch's own allocator on the CPU puts tensors."""
+
+
+def settle(module: nn.Module) -> None:
+    """Weights channels-last and at aligned addresses, in place: bits of a picture depend on their values alone.
+
+    A folder is loaded as views into its file, at any address, and torch's CPU kernels round differently there.
+    """
+    for tensor in chain(module.parameters(), module.buffers()):
+        data = tensor.data.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor.data
+        tensor.data = data.clone() if data.device.type == "cpu" and data.data_ptr() % ALIGNMENT else data
+
+
+def cells_of(pixels: int | None) -> int | None:
+    """Latents that cover so many pixels."""
+    return None if pixels is None else -(-pixels // PIXELS_PER_CELL)
+
+
+def memory(module: nn.Module, stage: str) -> float:
+    """Working bytes a pixel: measured for the mini (benchmarks/memory.py), estimated from the widths for SD shapes."""
+    size = next(module.parameters()).element_size()
+    measured = getattr(module, "working_values_per_pixel", None)
+    if measured is not None:
+        return size * measured[stage]
+    width = cast(Any, module).config["block_out_channels"][0]
+    values = {"encode": 5 * width, "decode": 7 * width, "unet": 10 * width / PIXELS_PER_CELL**2}
+    return size * values[stage]
+
+
+def encoder(vae: nn.Module, timestep: int | None) -> Network:
+    """Picture in [-1, 1] -> unscaled latents; the mode of the posterior where there is one."""
+    known: dict[str, int] = {} if timestep is None else {"timestep": timestep}
+
+    def call(x: Tensor) -> Tensor:
+        encoded = cast(Any, vae).encode(working(vae, x), **known)
+        return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+    halo = cells_of(getattr(vae, "encoder_halo", None))
+    return Network(vae, call, PIXELS_PER_CELL, 1, halo, 1, memory(vae, "encode"))
+
+
+def decoder(vae: nn.Module) -> Network:
+    """Unscaled latents -> picture in about [-1, 1]."""
+    halo = cells_of(getattr(vae, "decoder_halo", None))
+    return Network(
+        vae, lambda z: cast(Any, vae).decode(working(vae, z)).sample, 1, PIXELS_PER_CELL, halo, 1, memory(vae, "decode")
+    )
+
+
+def unet(module: nn.Module, timestep: int, prompt_embeds: Tensor | None) -> Network:
+    """Scaled latents -> output groups."""
+
+    def call(z: Tensor) -> Tensor:
+        z = working(module, z)
+        embeds = None if prompt_embeds is None else prompt_embeds.to(z)
+        return module(z, timestep, encoder_hidden_states=embeds).sample
+
+    halo = cast("int | None", getattr(module, "halo", None))
+    return Network(module, call, 1, 1, halo, unet_alignment(module), memory(module, "unet"))
+
+
+def prompt_width(module: nn.Module) -> int | None:
+    """Width of the prompt embeddings that a UNet attends to; None for one without cross-attention."""
+    config = cast(Any, module).config
+    blocks = (*config.get("down_block_types", ()), config.get("mid_block_type"))
+    return config["cross_attention_dim"] if any("CrossAttn" in str(block) for block in blocks) else None
+
+
+def unet_alignment(module: nn.Module) -> int:
+    """Latents that the UNet's lowest level makes one of."""
+    return 2 ** (len(cast(Any, module).config["block_out_channels"]) - 1)
+
+
+def working(module: nn.Module, x: Tensor) -> Tensor:
+    """`x` in the module's dtype, channels-last."""
+    return x.to(next(module.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+
+
+def choose_tile(network: Network, height: int, width: int, tile: int, device: torch.device) -> int | None:
+    """Side of a tile in latents: as asked (pixels, rounded up to the alignment), or automatic for 0; None: untiled."""
+    if tile:
+        cells = -(-tile // (PIXELS_PER_CELL * network.align)) * network.align
+        return None if cells >= max(height, width) else cells
+    total = tiling.total_memory(device)
+    return tiling.choose_tile(height, width, network.bytes_per_pixel, total, margin=network.halo or 0)
+
+
+def run_tiled(
+    network: Network, x: Tensor, tile: int | None, overlap: int, on_tile: Callable[[int, int], None] | None
+) -> Tensor:
+    """The network over the whole of `x`, fp32; exact for networks with a halo, blended for others.
+
+    Args:
+        network: what to run.
+        x: [B, C, h * read_scale, w * read_scale].
+        tile: side in latents, None for untiled.
+        overlap: latents that blended tiles share, at most half a tile.
+        on_tile: called after every tile.
+    """
+    scales = {"read_scale": network.read_scale, "write_scale": network.write_scale}
+    if network.halo is None:
+        shared = min(overlap, tile // 2) if tile else 0
+        return tiling.overlap_tiled(network.call, x, tile, shared, **scales, on_tile=on_tile)
+    return tiling.halo_tiled(
+        network.call, x, tile, network.halo, **scales, align=network.align, out_dtype=torch.float32, on_tile=on_tile
+    )

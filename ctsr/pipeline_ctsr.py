@@ -1,0 +1,596 @@
+"""The pipeline: encode -> endpoints -> blend -> decode.
+
+One-step, time-aware super-resolution with a dial from realism (t = 0) to fidelity (t = 1); see `families` for the
+formulas and their sources. The four public steps are what `__call__` runs and what the ComfyUI nodes call; the dial
+stands after the UNet, so a second t on the same picture costs a decode only.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.outputs import BaseOutput
+from PIL import Image
+from torch import Tensor
+from typing_extensions import Self  # in typing from Python 3.11
+
+from . import families, networks
+from .color_fix import ColorFix, apply_color_fix
+from .errors import CheckpointError
+from .families import Dial, Endpoints, Family, Parameterization, get_family
+from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
+from .models.prompt_embeddings import PromptEmbeddings
+from .precision import in_fp32
+from .tiling import PIXELS_PER_CELL, run_with_smaller_tiles
+
+logger = logging.getLogger(__name__)
+
+Pictures = Image.Image | Sequence[Image.Image] | np.ndarray[Any, Any] | Tensor
+OutputType = Literal["pil", "pt", "np", "latent"]
+
+DEFAULT_OVERLAP = 128
+"""Pixels; half a tile where that is less."""
+MAX_SIDE = 2**16
+
+
+class Progress(Protocol):
+    """Called after every tile; raise an exception in it to cancel."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`stage` is "encode", "unet" or "decode"; `done` of `total` tiles of that stage are finished."""
+        ...
+
+
+@dataclass
+class CTSRPipelineOutput(BaseOutput):
+    """`images`: PIL pictures, [B, 3, H, W] or [B, H, W, 3] in [0, 1], or scaled latents [B, C, h, w]."""
+
+    images: list[Image.Image] | np.ndarray[Any, Any] | Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture as the UNet sees it, and what `decode` needs to give the right picture back.
+
+    Attributes:
+        latents: scaled latents z_L [B, C, h, w], one for each encoder timestep of the family.
+        size: height and width of the result in pixels; the latents may cover a padded border more.
+        reference: the low-resolution picture [B, 3, h, w] in [0, 1] that colours are taken from.
+    """
+
+    latents: tuple[Tensor, ...]
+    size: tuple[int, int]
+    reference: Tensor
+
+
+class CTSRPipeline(DiffusionPipeline):
+    """One-step super-resolution with a dial.
+
+    The types of the arguments are plain because diffusers checks them with isinstance when it loads a folder.
+
+    Args:
+        vae: `TimeAwareAutoencoderMini`, `TimeAwareAutoencoderKL`, or a stock `AutoencoderKL` for families whose encoder
+            knows no timestep.
+        unet: `TimeConditionedUNetMini` or a stock `UNet2DConditionModel`.
+        prompt_embeddings: baked prompt embeddings, for UNets with cross-attention.
+        family: name in `families.FAMILIES`.
+        parameterization: overrides the family's.
+        encoder_timesteps: overrides the family's tau_e, one for each encode.
+        color_fix: what `__call__` does when it is not told: "none", "wavelet" or "adain".
+    """
+
+    _optional_components = ["prompt_embeddings"]  # noqa: RUF012  # diffusers' own way to say it
+    model_cpu_offload_seq = "prompt_embeddings->unet->vae"
+
+    vae: ModelMixin
+    unet: ModelMixin
+    prompt_embeddings: PromptEmbeddings | None
+
+    def __init__(
+        self,
+        vae: ModelMixin,
+        unet: ModelMixin,
+        prompt_embeddings: PromptEmbeddings | None = None,
+        family: str = "ctsr",
+        parameterization: str | None = None,
+        encoder_timesteps: list[int] | None = None,
+        color_fix: str = "wavelet",
+    ):
+        super().__init__()
+        base: Any = self  # diffusers leaves the arguments of these two without types
+        base.register_modules(vae=vae, unet=unet, prompt_embeddings=prompt_embeddings)
+        base.register_to_config(
+            family=family,
+            parameterization=parameterization,
+            encoder_timesteps=encoder_timesteps,
+            color_fix=color_fix,
+        )
+        if self.family.variants:
+            raise ValueError(f"Family {family!r} runs on two adapters, which this pipeline cannot load yet.")
+        for component in (vae, unet):
+            networks.settle(component)
+
+    # --- loading and saving ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def mini(cls, torch_dtype: torch.dtype | Literal["auto"] = "auto", device: str | torch.device = "cpu") -> Self:
+        """The built-in ctsr-mini: no download, no text encoder.
+
+        Args:
+            torch_dtype: "auto" is bf16 where the device has it in hardware, else fp32.
+            device: where it runs.
+        """
+        from .loading import MINI_WEIGHTS
+
+        return cls.from_single_file(MINI_WEIGHTS, torch_dtype=torch_dtype, device=device)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        torch_dtype: torch.dtype | Literal["auto"] = "auto",
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """A pipeline from one safetensors file with the configuration in its metadata, as `save_single_file` writes it.
+
+        Raises:
+            CheckpointError: the file is missing, truncated, or not one of ours; the message says what to do.
+        """
+        from .loading import load_single_file
+
+        return load_single_file(cls, Path(path), torch_dtype, torch.device(device))
+
+    def save_single_file(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Writes everything into one safetensors file, in `dtype`, by a temporary name and a rename."""
+        from .loading import save_single_file
+
+        save_single_file(self, Path(path), dtype)
+
+    # --- what the checkpoint is -----------------------------------------------------------------------------------
+
+    @property
+    def family(self) -> Family:
+        """The method, with this checkpoint's constants."""
+        family = get_family(cast(str, self.config["family"]))
+        if (parameterization := self.config["parameterization"]) is not None:
+            family = replace(family, parameterization=cast(Parameterization, parameterization))
+        if (timesteps := self.config["encoder_timesteps"]) is not None:
+            family = replace(family, encoder_timesteps=tuple(timesteps))
+        return family
+
+    @property
+    def scaling_factor(self) -> float:
+        """s of z = s * E(x)."""
+        return float(cast(Any, self.vae).config["scaling_factor"])
+
+    @property
+    def pad_multiple(self) -> int:
+        """Pixels that the sides of the enlarged picture are padded to a multiple of."""
+        return PIXELS_PER_CELL * networks.unet_alignment(self.unet)
+
+    # --- the four steps -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self,
+        image: Tensor,
+        height: int,
+        width: int,
+        timestep: int | None = None,
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> Encoded:
+        """Enlarges a picture bicubically and encodes it.
+
+        Args:
+            image: [B, 3, h, w] fp32 in [0, 1], any size from 1x1.
+            height: pixels of the result.
+            width: pixels of the result.
+            timestep: tau_e in 0..999 instead of the checkpoint's own; families with one encode only.
+            tile: side of a tile in pixels of the result, 0 for automatic.
+            tile_overlap: pixels that tiles share, for networks that normalise over space; by default 128, or half a
+                tile where that is less.
+            callback: progress and cancel.
+        """
+        enlarged = pad(resize(image.float(), height, width), self.pad_multiple)
+        enlarged.mul_(2).sub_(1)
+        latents: list[Tensor] = []
+        for step in self._encoder_timesteps(timestep):
+            encoder = networks.encoder(self.vae, step)
+            z = self._run("encode", encoder, enlarged, tile, tile_overlap, callback)
+            latents.append(z.mul_(self.scaling_factor))
+        return Encoded(tuple(latents), (height, width), image)
+
+    @torch.no_grad()
+    def endpoints(
+        self,
+        latents: Sequence[Tensor],
+        timestep: int | None = None,
+        prompt_embeds: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> Endpoints:
+        """Runs the UNet over `Encoded.latents`: the ends of the dial and the bend between them.
+
+        Args:
+            latents: scaled latents [B, C, h, w], one for each encoder timestep.
+            timestep: what `encode` was given.
+            prompt_embeds: [1 | B, tokens, dim] instead of the baked ones.
+            generator: source of the start noise of families that need one.
+            tile, tile_overlap, callback: as for `encode`.
+        """
+        family = replace(self.family, encoder_timesteps=self._encoder_timesteps(timestep))
+        embeds = self._prompt(prompt_embeds, latents[0].shape[0])
+
+        def predict(z: Tensor, timestep: int, variant: str | None) -> Tensor:
+            return self._run("unet", networks.unet(self.unet, timestep, embeds), z, tile, tile_overlap, callback)
+
+        return family.endpoints(predict, latents, generator)
+
+    @staticmethod
+    def blend(endpoints: Endpoints, t: Dial) -> Tensor:
+        """z(t), see `families.blend`: t = 0 most realistic, 1 most faithful; a number, one a picture, or a map."""
+        return families.blend(endpoints, t)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Tensor,
+        size: tuple[int, int] | None = None,
+        reference: Tensor | None = None,
+        color_fix: ColorFix = "none",
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> Tensor:
+        """Picture of scaled latents.
+
+        Args:
+            latents: [B, C, h, w].
+            size: height and width to crop to; all of it by default.
+            reference: picture of any size [B, 3, h, w] in [0, 1] that the colour fix takes colours from.
+            color_fix: "none", "wavelet" or "adain"; needs `reference`.
+            tile, tile_overlap, callback: as for `encode`.
+
+        Returns:
+            [B, 3, H, W] fp32 in [0, 1].
+        """
+        z = latents.float() / self.scaling_factor
+        picture = self._run("decode", networks.decoder(self.vae), z, tile, tile_overlap, callback)
+        picture = picture.add_(1).div_(2)
+        if size is not None:
+            picture = picture[..., : size[0], : size[1]]
+        if color_fix != "none":
+            if reference is None:
+                raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
+            height, width = picture.shape[-2:]
+            picture = apply_color_fix(color_fix, picture, resize(reference.float(), height, width).to(picture.device))
+        return picture.clamp_(0, 1)
+
+    # --- all of it ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Pictures,
+        t: float | Sequence[float] | Tensor = 0.5,
+        scale: float = 4.0,
+        height: int | None = None,
+        width: int | None = None,
+        timestep: int | None = None,
+        t_map: Tensor | Image.Image | None = None,
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        color_fix: ColorFix | None = None,
+        prompt_embeds: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback: Progress | None = None,
+    ) -> CTSRPipelineOutput | tuple[list[Image.Image] | np.ndarray[Any, Any] | Tensor]:
+        """Upscales one picture or several, one at a time.
+
+        Args:
+            image: a PIL picture of 8 bits a channel (alpha is dropped with a warning, EXIF rotation is not applied);
+                an array [h, w, 3] or [B, h, w, 3], uint8 or float in [0, 1]; a tensor [3, h, w] or [B, 3, h, w], float
+                in [0, 1]; or a list of these.
+            t: the dial, 0 = most realistic, 1 = most faithful; one number, or one a picture.
+            scale: output side / input side; the result has exactly round(scale * h) x round(scale * w) pixels.
+            height, width: size of the result instead of `scale`; give both.
+            timestep: tau of the time-aware encoder instead of the checkpoint's own.
+            t_map: a map of t over the picture instead of `t`, of any size: a tensor [h, w] in [0, 1] or a grey picture
+                (black = 0); it is resized to the latents.
+            tile: side of a tile in output pixels; 0 chooses by picture size and total memory, and does not tile when
+                the picture fits.
+            tile_overlap: output pixels that tiles share, for networks that normalise over space (128 by default, never
+                more than half a tile); others compute theirs.
+            color_fix: "none", "wavelet" or "adain"; the checkpoint's own by default.
+            prompt_embeds: [1, tokens, dim] instead of the baked ones.
+            generator: for families that start from noise.
+            output_type: "pil", "pt" ([B, 3, H, W]), "np" ([B, H, W, 3]), or "latent" (scaled, blended).
+            return_dict: `CTSRPipelineOutput`, else a tuple.
+            callback: called as `callback(stage, done, total)` after every tile; raise in it to cancel.
+
+        Raises:
+            ValueError: an argument is out of range; the message names it and says what to do.
+            TileMemoryError: memory ran out with the smallest tiles.
+        """
+        # 0. Check
+        pictures = [batch[i : i + 1] for batch in as_tensors(image) for i in range(len(batch))]
+        dials = self.check_inputs(
+            pictures, t, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type
+        )
+        self.check_conditions(t_map, timestep, prompt_embeds, generator)
+        options: dict[str, Any] = {"tile": tile, "tile_overlap": tile_overlap, "callback": callback}
+        fix = cast(ColorFix, self.config["color_fix"]) if color_fix is None else color_fix
+        results: list[Tensor | Image.Image] = []
+        for picture, dial in zip(pictures, dials, strict=True):  # [1, 3, h, w] in [0, 1]
+            # 1. Enlarge and encode: z_L [1, C, H/8, W/8], H and W padded
+            size = output_size(picture, scale, height, width)
+            encoded = self.encode(picture, *size, timestep, **options)
+            # 2. One UNet pass (two in some families): z0, delta, kappa [1, C, H/8, W/8]
+            ends = self.endpoints(encoded.latents, timestep, prompt_embeds, generator, **options)
+            # 3. Dial: z(t) [1, C, H/8, W/8]
+            cells = (ends.z0.shape[-2], ends.z0.shape[-1])
+            z = self.blend(ends, dial if t_map is None else map_to_latents(t_map, size, cells).to(ends.z0.device))
+            # 4. Decode, crop, colours: [1, 3, H, W] in [0, 1]
+            reference = encoded.reference
+            del ends, encoded  # a gigabyte at 8K
+            done = output_type == "latent"
+            result = z if done else self.decode(z, size, reference, fix, **options)
+            results.append(as_pil(result) if output_type == "pil" else result)
+        # 5. Output
+        images = as_output(results, output_type)
+        self.maybe_free_model_hooks()
+        return CTSRPipelineOutput(images=images) if return_dict else (images,)
+
+    def check_inputs(
+        self,
+        pictures: Sequence[Tensor],
+        t: float | Sequence[float] | Tensor,
+        scale: float,
+        height: int | None,
+        width: int | None,
+        timestep: int | None,
+        tile: int,
+        tile_overlap: int | None,
+        color_fix: str | None,
+        output_type: str,
+    ) -> list[float]:
+        """Raises ValueError with the remedy for what cannot run; returns one t a picture."""
+        if not pictures:
+            raise ValueError("image is empty: pass at least one picture.")
+        if (height is None) != (width is None):
+            raise ValueError("height and width belong together: pass both, or `scale`.")
+        for picture in pictures:
+            check_size(*output_size(picture, scale, height, width))
+        check_tile(tile, tile_overlap)
+        if output_type not in ("pil", "pt", "np", "latent"):
+            raise ValueError(f"output_type must be pil, pt, np or latent, not {output_type!r}.")
+        if color_fix not in (None, "none", "wavelet", "adain"):
+            raise ValueError(f"color_fix must be none, wavelet or adain, not {color_fix!r}.")
+        sizes = {output_size(picture, scale, height, width) for picture in pictures}
+        if output_type != "pil" and len(sizes) > 1:
+            raise ValueError("Results of several sizes cannot be one batch: use output_type 'pil' or height and width.")
+        if timestep is not None and timestep not in range(families.TRAIN_TIMESTEPS):
+            raise ValueError(f"timestep must be an integer from 0 to {families.TRAIN_TIMESTEPS - 1}, not {timestep}.")
+        dials = [float(dial) for dial in torch.as_tensor(t, dtype=torch.float32).reshape(-1)]
+        if len(dials) not in (1, len(pictures)):
+            raise ValueError(f"t must be one number or one a picture: got {len(dials)} for {len(pictures)} pictures.")
+        if not all(0 <= dial <= 1 for dial in dials):
+            raise ValueError(f"t must be from 0 (most realistic) to 1 (most faithful), not {t}.")
+        return dials if len(dials) == len(pictures) else dials * len(pictures)
+
+    def check_conditions(
+        self,
+        t_map: Tensor | Image.Image | None,
+        timestep: int | None,
+        prompt_embeds: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Raises ValueError with the remedy for what does not fit the checkpoint, before any network runs."""
+        if isinstance(t_map, Tensor):
+            check_map(t_map)
+        self._encoder_timesteps(timestep)
+        self._prompt(prompt_embeds, 1)
+        if self.family.needs_seed and generator is None:
+            raise ValueError("This checkpoint starts from noise: pass generator=torch.Generator().manual_seed(seed).")
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _encoder_timesteps(self, timestep: int | None) -> tuple[int | None, ...]:
+        """tau_e of each encode."""
+        own = self.family.encoder_timesteps
+        if timestep is None:
+            return own
+        if len(own) != 1:
+            raise ValueError(f"timestep cannot be set for this checkpoint: its dial runs between tau = {own}.")
+        if isinstance(self.vae, AutoencoderKL) and not isinstance(self.vae, TimeAwareAutoencoderKL):
+            raise ValueError("timestep cannot be set for this checkpoint: its encoder knows none; leave it None.")
+        return (timestep,)
+
+    def _prompt(self, prompt_embeds: Tensor | None, batch: int) -> Tensor | None:
+        """[batch, tokens, dim], or None for a UNet without cross-attention."""
+        width = networks.prompt_width(self.unet)
+        if width is None:
+            return None
+        if prompt_embeds is None:
+            if self.prompt_embeddings is None:
+                raise ValueError(f"This checkpoint holds no prompt: pass prompt_embeds, [1, tokens, {width}].")
+            return self.prompt_embeddings(batch)
+        if prompt_embeds.ndim != 3 or prompt_embeds.shape[0] not in (1, batch) or prompt_embeds.shape[2] != width:
+            raise ValueError(f"prompt_embeds must be [1, tokens, {width}], not {list(prompt_embeds.shape)}.")
+        return prompt_embeds.expand(batch, -1, -1)
+
+    def _run(
+        self,
+        stage: str,
+        network: "networks.Network",
+        x: Tensor,
+        tile: int,
+        overlap: int | None,
+        callback: Progress | None,
+    ) -> Tensor:
+        """One network over a picture, tiled as it must be; again in fp32 when the result is not finite."""
+        on_tile: Callable[[int, int], None] | None = None
+        if callback is not None:
+            on_tile = lambda done, total: callback(stage, done, total)  # noqa: E731
+        device = self._execution_device
+        x = x.to(device)
+        height, width = x.shape[-2] // network.read_scale, x.shape[-1] // network.read_scale
+        shared = (DEFAULT_OVERLAP if overlap is None else overlap) // PIXELS_PER_CELL
+
+        def run(network: "networks.Network") -> Tensor:
+            first = networks.choose_tile(network, height, width, tile, device)
+            return run_with_smaller_tiles(
+                lambda side: networks.run_tiled(network, x, side, shared, on_tile), first, max(height, width)
+            )
+
+        out = run(network)
+        if is_finite(out):
+            return out
+        if network.module_dtype != torch.float32:
+            logger.warning("The %s step overflowed in %s: running it again in fp32.", stage, network.module_dtype)
+            del out
+            wide = network.in_fp32()
+            with in_fp32(network.module):
+                out = run(wide)
+            if is_finite(out):
+                return out
+        raise CheckpointError(
+            f"The {stage} step gives NaN or infinity even in fp32: the weights are damaged; fetch them again."
+        )
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether `x` holds no NaN and no infinity, without a copy of it: a sum shows either."""
+    return bool(x.sum().isfinite())
+
+
+def output_size(picture: Tensor, scale: float, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width of the result: as asked, or round(scale * side), halves up, at least 1."""
+    if height is not None and width is not None:
+        return height, width
+    if not (math.isfinite(scale) and scale > 0):
+        raise ValueError(f"scale must be a positive number, not {scale}.")
+    h, w = picture.shape[-2:]
+    return max(1, math.floor(scale * h + 0.5)), max(1, math.floor(scale * w + 0.5))
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises ValueError for an empty or absurd result."""
+    if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
+        raise ValueError(f"The result would have {width}x{height} pixels: keep each side from 1 to {MAX_SIDE}.")
+
+
+def check_tile(tile: int, tile_overlap: int | None) -> None:
+    """Raises ValueError for tiles that are too small, or no larger than their overlap."""
+    if tile != 0 and tile < networks.SMALLEST_TILE:
+        raise ValueError(f"tile must be 0 (automatic) or at least {networks.SMALLEST_TILE} pixels, not {tile}.")
+    if tile_overlap is not None and (tile_overlap < 0 or (tile != 0 and tile_overlap >= tile)):
+        raise ValueError(f"tile_overlap must be from 0 to less than tile ({tile}), not {tile_overlap}.")
+
+
+def resize(picture: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic (a = -0.5, antialiased when it shrinks, as Pillow does), [B, C, h, w] fp32 -> [B, C, height, width]."""
+    return F.interpolate(picture, size=(height, width), mode="bicubic", antialias=True)
+
+
+def pad(picture: Tensor, multiple: int) -> Tensor:
+    """Repeats the last row and column until both sides are multiples of `multiple`."""
+    bottom, right = -picture.shape[-2] % multiple, -picture.shape[-1] % multiple
+    return F.pad(picture, (0, right, 0, bottom), mode="replicate") if bottom or right else picture
+
+
+def as_tensors(image: Pictures) -> list[Tensor]:
+    """Pictures of any accepted kind as [B, 3, h, w] fp32 in [0, 1]."""
+    if isinstance(image, Image.Image):
+        return [from_pil(image)]
+    if isinstance(image, Tensor):
+        return [check_picture(image if image.ndim == 4 else image[None])]
+    if isinstance(image, np.ndarray):
+        pixels = torch.as_tensor(np.array(image, order="C"))  # a copy: torch takes no negative strides
+        batch = (pixels if pixels.ndim == 4 else pixels[None]).movedim(-1, 1)
+        return [check_picture(batch.float() / 255 if batch.dtype == torch.uint8 else batch)]
+    if isinstance(image, (list, tuple)):
+        return [batch for item in image for batch in as_tensors(item)]
+    raise ValueError(f"image must be a PIL picture, an array, a tensor or a list of these, not {type(image).__name__}.")
+
+
+def from_pil(picture: Image.Image) -> Tensor:
+    """[1, 3, h, w] fp32 in [0, 1]; raises ValueError for more than 8 bits, which Pillow would clip to white."""
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"image has more than 8 bits (Pillow's mode {picture.mode}): pass a float array in [0, 1].")
+    if picture.has_transparency_data:
+        logger.warning("The picture's alpha is dropped: enlarge it apart, or use `ctsr upscale`, which keeps it.")
+    return torch.as_tensor(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+
+
+def check_picture(batch: Tensor) -> Tensor:
+    """fp32 [B, 3, h, w]; raises ValueError for another shape or dtype, or values that are not finite."""
+    if batch.ndim != 4 or batch.shape[1] != 3 or 0 in batch.shape:
+        raise ValueError(
+            f"image must hold RGB pictures, [B, 3, h, w] tensors or [B, h, w, 3] arrays: got {list(batch.shape)} "
+            "(channels first)."
+        )
+    if not batch.is_floating_point():
+        raise ValueError(f"image must be float in [0, 1] (or a uint8 array): got {batch.dtype}. Divide by 255 first.")
+    if not bool(torch.isfinite(batch).all()):
+        raise ValueError("image holds NaN or infinite values: repair it first.")
+    low, high = (float(value) for value in batch.aminmax())
+    if low < -0.5 or high > 1.5:  # a little outside is a resampler's overshoot, more is another scale
+        raise ValueError(f"image must be in [0, 1]: got values from {low:.3g} to {high:.3g}. Scale them first.")
+    return batch.float()
+
+
+def check_map(t_map: Tensor) -> None:
+    """Raises ValueError for a map of t that is not [h, w] or leaves [0, 1]."""
+    if t_map.ndim != 2 or 0 in t_map.shape or not bool(((t_map >= 0) & (t_map <= 1)).all()):
+        raise ValueError("t_map must be [h, w] with values from 0 (most realistic) to 1 (most faithful).")
+
+
+def map_to_latents(t_map: Tensor | Image.Image, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+    """A map of t over the result as [1, 1, h, w] over the (padded) latents, averaged over each cell.
+
+    Args:
+        t_map: [h, w] in [0, 1], or a picture whose grey is taken, black = 0.
+        size: height and width of the result in pixels.
+        cells: height and width of the latents.
+
+    Raises:
+        ValueError: the map is not [h, w] or holds values outside [0, 1].
+    """
+    if isinstance(t_map, Image.Image):
+        t_map = torch.as_tensor(np.array(t_map.convert("L"))).float() / 255
+    check_map(t_map)
+    full = F.interpolate(t_map[None, None].float(), size=size, mode="bilinear", antialias=True)
+    below, right = cells[0] * PIXELS_PER_CELL - size[0], cells[1] * PIXELS_PER_CELL - size[1]
+    return F.avg_pool2d(F.pad(full, (0, right, 0, below), mode="replicate"), PIXELS_PER_CELL).clamp_(0, 1)
+
+
+def as_pil(picture: Tensor) -> Image.Image:
+    """[1, 3, H, W] in [0, 1] as a picture; values are rounded, not truncated."""
+    return Image.fromarray((picture[0] * 255).round_().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def as_output(
+    results: Sequence[Tensor | Image.Image], output_type: OutputType
+) -> list[Image.Image] | np.ndarray[Any, Any] | Tensor:
+    """Finished pictures as one object: the list of PIL pictures as it is, tensors [1, C, H, W] as one batch."""
+    if output_type == "pil":
+        return cast("list[Image.Image]", list(results))
+    tensors = cast("list[Tensor]", list(results))
+    batch = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+    return batch.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else batch

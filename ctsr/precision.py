@@ -1,0 +1,54 @@
+"""Which dtype a device computes in."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import nn
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this processor multiplies bf16 in hardware (AVX512-BF16 or AMX; on Arm, BF16 instructions)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and any(
+        probe() for probe in (getattr(torch.cpu, name, None) for name in CPU_PROBES) if probe is not None
+    )
+
+
+CPU_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+
+
+def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """`auto` is bf16 where the device has it in hardware, else fp32.
+
+    Raises:
+        ValueError: an unknown name, or fp16 on a CPU, where torch's convolutions are slower than in fp32.
+    """
+    if precision == "auto":
+        on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if on_gpu or (device.type == "cpu" and cpu_has_bf16()) else torch.float32
+    if precision not in DTYPES:
+        raise ValueError(f"There is no precision {precision!r}: choose one of auto, {', '.join(DTYPES)}.")
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("fp16 is for GPUs: on a CPU choose precision bf16 or fp32.")
+    return DTYPES[precision]
+
+
+@contextmanager
+def in_fp32(module: nn.Module) -> Generator[None, None, None]:
+    """`module` computes in fp32 inside, and is afterwards what it was, to the bit, also one of several dtypes."""
+    tensors = list(chain(module.parameters(), module.buffers()))
+    dtypes = [tensor.dtype for tensor in tensors]
+    for tensor in tensors:
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)

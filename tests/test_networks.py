@@ -1,0 +1,91 @@
+"""Networks of both kinds as functions that can be tiled."""
+
+import pytest
+import torch
+
+from ctsr import CTSRPipeline, networks
+from ctsr.tiling import TILE_LADDER
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=["tiny_mini", "tiny_sd"])
+def pipeline(request: pytest.FixtureRequest) -> CTSRPipeline:
+    return request.getfixturevalue(request.param)
+
+
+def every(pipeline: CTSRPipeline) -> list[networks.Network]:
+    embeds = pipeline.prompt_embeddings(1) if pipeline.prompt_embeddings is not None else None
+    return [
+        networks.encoder(pipeline.vae, 500),
+        networks.unet(pipeline.unet, 999, embeds),
+        networks.decoder(pipeline.vae),
+    ]
+
+
+def test_scales_are_those_of_the_networks(pipeline):
+    channels = (3, 4, 4)
+    for network, inputs in zip(every(pipeline), channels, strict=True):
+        x = torch.rand(1, inputs, 4 * network.read_scale, 6 * network.read_scale)
+        with torch.no_grad():
+            y = network.call(x)
+        assert y.shape[-2:] == (4 * network.write_scale, 6 * network.write_scale)
+
+
+def test_only_networks_that_do_not_normalise_over_space_have_a_halo(tiny_mini, tiny_sd):
+    assert [network.halo for network in every(tiny_sd)] == [None] * 3
+    encoder, unet, decoder = every(tiny_mini)
+    assert encoder.halo * 8 >= tiny_mini.vae.encoder_halo
+    assert unet.halo == tiny_mini.unet.halo
+    assert decoder.halo * 8 >= tiny_mini.vae.decoder_halo
+    assert (encoder.align, unet.align, decoder.align) == (1, 2, 1)
+
+
+def test_results_are_fp32_channels_as_the_network_gives_them(pipeline):
+    unet = every(pipeline)[1]
+    z = torch.rand(1, 4, 16, 16)
+    with torch.no_grad():
+        out = networks.run_tiled(unet, z, 8, 4, None)
+    assert out.shape == (1, 12, 16, 16)
+    assert out.dtype == torch.float32
+
+
+def test_a_tile_asked_for_is_rounded_up_to_the_alignment(tiny_mini):
+    unet = every(tiny_mini)[1]
+    assert networks.choose_tile(unet, 100, 100, 128, CPU) == 16
+    assert networks.choose_tile(unet, 100, 100, 136, CPU) == 18
+    assert networks.choose_tile(unet, 16, 12, 128, CPU) is None
+
+
+def test_automatic_tiles_are_none_or_steps_of_the_ladder(pipeline):
+    for network in every(pipeline):
+        assert networks.choose_tile(network, 4, 4, 0, CPU) is None
+        assert networks.choose_tile(network, 8192, 8192, 0, CPU) in TILE_LADDER
+
+
+def test_memory_in_fp32_is_twice_that_of_half_precision(tiny_mini):
+    encoder = networks.encoder(tiny_mini.vae, None)
+    assert encoder.in_fp32().bytes_per_pixel == encoder.bytes_per_pixel
+    half = torch.nn.Module.to(type(tiny_mini.vae)(**networks_config(tiny_mini)), torch.bfloat16)
+    assert networks.encoder(half, None).in_fp32().bytes_per_pixel == encoder.bytes_per_pixel
+
+
+def networks_config(pipeline: CTSRPipeline) -> dict[str, object]:
+    return {key: value for key, value in pipeline.vae.config.items() if not key.startswith("_")}
+
+
+def test_prompt_width(tiny_mini, tiny_sd):
+    assert networks.prompt_width(tiny_mini.unet) is None
+    assert networks.prompt_width(tiny_sd.unet) == 16
+
+
+def test_settled_weights_are_channels_last_aligned_and_the_same():
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(4, 8, 3)
+    values = [parameter.detach().clone() for parameter in conv.parameters()]
+    shifted = torch.empty(8 * 4 * 9 + 1)[1:]
+    conv.weight.data = shifted.view(8, 4, 3, 3).copy_(conv.weight.data)
+    networks.settle(conv)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last)
+    assert conv.weight.data_ptr() % networks.ALIGNMENT == 0
+    assert all(torch.equal(a, b) for a, b in zip(values, conv.parameters(), strict=True))

@@ -1,0 +1,54 @@
+"""Which dtype a device computes in, and the way back from fp32."""
+
+import pytest
+import torch
+from torch import nn
+
+from ctsr.precision import choose_dtype, cpu_has_bf16, in_fp32
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_bf16_only_where_the_hardware_has_it():
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if cpu_has_bf16() else torch.float32)
+    assert choose_dtype("auto", torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_by_name(name, dtype):
+    assert choose_dtype(name, CPU) == dtype
+
+
+def test_fp16_is_for_gpus():
+    assert choose_dtype("fp16", torch.device("cuda")) == torch.float16
+    with pytest.raises(ValueError, match="choose precision bf16 or fp32"):
+        choose_dtype("fp16", CPU)
+
+
+def test_an_unknown_name_lists_the_known_ones():
+    with pytest.raises(ValueError, match="auto, fp32, bf16, fp16"):
+        choose_dtype("fp8", CPU)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_in_fp32_and_back_to_the_bit(dtype):
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(4, 8, 3), nn.BatchNorm2d(8)).to(dtype, memory_format=torch.channels_last)
+    module[1].running_var.data = torch.rand(8)  # one tensor of another dtype
+    before = {key: (value.clone(), value.dtype, value.stride()) for key, value in module.state_dict().items()}
+    parameters = list(module.parameters())
+
+    def use_and_fail() -> None:
+        with in_fp32(module):
+            assert {p.dtype for p in module.parameters()} == {torch.float32}
+            assert module[1].num_batches_tracked.dtype == torch.int64
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        use_and_fail()
+    assert all(a is b for a, b in zip(parameters, module.parameters(), strict=True))
+    for key, value in module.state_dict().items():
+        saved, kind, stride = before[key]
+        assert value.dtype == kind
+        assert value.stride() == stride
+        assert torch.equal(value, saved)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 import safetensors
-import safetensors.torch
+import safetensors.torch  # pyright: ignore[reportUnusedImport]  # used through `library`
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin

@@ -198,7 +198,8 @@ def rgba_bmp() -> bytes:
 
 def test_one_bad_file_does_not_stop_the_rest_and_a_second_run_goes_on(tmp_path: Path, upscale: Upscale) -> None:
     source, out = tmp_path / "in", tmp_path / "out"
-    picture(source / "a.png"), picture(source / "c.png")
+    picture(source / "a.png")
+    picture(source / "c.png")
     (source / "b.png").write_bytes(b"no picture at all")
     result = upscale(source, "-o", out)
     assert result.exit_code == 1
@@ -241,7 +242,8 @@ def test_plans_that_cannot_be(tmp_path: Path, upscale: Upscale) -> None:
 
 
 def test_interrupt_leaves_no_half_file(tmp_path: Path, upscale: Upscale, monkeypatch: pytest.MonkeyPatch) -> None:
-    picture(tmp_path / "in" / "a.png"), picture(tmp_path / "in" / "b.png")
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "in" / "b.png")
     save, calls = Image.Image.save, []
 
     def interrupted(self: Image.Image, file: object, *args: object, **kwargs: object) -> None:
@@ -309,7 +311,8 @@ def test_results_that_cannot_be(
 
 
 def test_model_that_cannot_be_loaded_ends_the_run(tmp_path: Path) -> None:
-    picture(tmp_path / "in" / "a.png"), picture(tmp_path / "in" / "b.png")
+    picture(tmp_path / "in" / "a.png")
+    picture(tmp_path / "in" / "b.png")
     (tmp_path / "bad.safetensors").write_bytes(b"nonsense")
     result = ctsr("upscale", tmp_path / "in", "-o", tmp_path / "out", "--model", tmp_path / "bad.safetensors")
     assert "bad.safetensors is truncated" in one_sentence(result, 2)

@@ -74,8 +74,7 @@ def test_folder_in_a_fresh_process(tiny_sd, tmp_path):
     """diffusers looks components up in modules that are loaded: `import ctsr` must be enough."""
     tiny_sd.save_pretrained(tmp_path)
     code = (
-        "import sys; from ctsr import CTSRPipeline;"
-        "print(type(CTSRPipeline.from_pretrained(sys.argv[1]).vae).__name__)"
+        "import sys; from ctsr import CTSRPipeline;print(type(CTSRPipeline.from_pretrained(sys.argv[1]).vae).__name__)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import j1
 
-Picture = NDArray[np.floating[Any]]
+Picture = NDArray[Any]  # fp32; OpenCV does not say
 Degradation = Literal["camera", "realesrgan", "mix"]
 
 SCALE = 4

@@ -22,6 +22,7 @@ from diffusers.configuration_utils import (
 from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook  # pyright: ignore[reportUnknownVariableType]
 from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
 
@@ -167,6 +168,7 @@ class TimeAwareAutoencoderMini(ModelMixin, ConfigMixin):
         """Numbers alive at once a pixel of the picture, measured at the default widths (benchmarks/memory.py)."""
         return {"encode": 60.0, "decode": 110.0}
 
+    @apply_forward_hook
     def encode(
         self, x: Tensor, timestep: Tensor | float | None = None, return_dict: bool = True
     ) -> MiniEncoderOutput | tuple[Tensor]:
@@ -186,6 +188,7 @@ class TimeAwareAutoencoderMini(ModelMixin, ConfigMixin):
         latents = self.encoder(x, emb)
         return MiniEncoderOutput(latents=latents) if return_dict else (latents,)
 
+    @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
         """Picture of unscaled latents: [B, latent_channels, h, w] -> [B, 3, 8h, 8w], about [-1, 1], not clamped."""
         sample = self.decoder(z)

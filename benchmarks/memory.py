@@ -1,7 +1,7 @@
 """Peak resident memory of the mini, each size in a process of its own.
 
-python benchmarks/memory.py                 peak for results of 2K, 4K and 8K
-python benchmarks/memory.py --stages        numbers alive a pixel in each network, untiled (for `networks.memory`)
+python benchmarks/memory.py table            peak for results of 2K, 4K and 8K
+python benchmarks/memory.py table --stages   numbers alive a pixel in each network, untiled (for `networks.memory`)
 """
 
 import resource

@@ -17,7 +17,7 @@ from training.one_step import TIMESTEP, Pairs, held_back_pairs
 from training.photos import load_photos
 
 
-def weights(stage: Path, out: Path, color_fix: str = "none") -> None:
+def weights(stage: Path, out: Path, color_fix: str = "wavelet") -> None:
     """Writes the networks in `stage` (vae, unet) as one fp16 safetensors file."""
     vae = TimeAwareAutoencoderMini.from_pretrained(stage / "vae", low_cpu_mem_usage=False)
     unet = TimeConditionedUNetMini.from_pretrained(stage / "unet", low_cpu_mem_usage=False)

@@ -3,27 +3,27 @@
     python -m training.realism --photos PHOTOS --fidelity RUNS/fidelity --run.out RUNS/realism \\
         --run.steps 600 --pairs.crop 128
 
-The UNet of stage 1 splits its ends. The output group o moves to the photograph itself, not to the slightly soft picture
-that the LR was made from, and to one of more acutance: an unsharp mask gives back some of the contrast at fine scales
-that the mean over all photographs that fit a blurred picture has lost. L1 on pixels and on their gradients. delta
-learns the way back to the faithful end, which keeps stage 1's loss. kappa stays zero.
+The networks of stage 1 are frozen, and with them the faithful end; only the output group delta learns, from zero, the
+way from the realistic end to the faithful one. The realistic end aims at the photograph itself, not at the slightly
+soft picture that the LR was made from, and at one of more acutance: an unsharp mask gives back some of the contrast at
+fine scales that the mean over all photographs that fit a blurred picture has lost. L2, whose best answer is the mean.
+At the end o takes delta in, so that z0 = z_L - o is the realistic end. kappa stays zero.
 """
 
+import copy
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor
+from torch import Tensor, nn
 
-from ctsr.families import blend
 from ctsr.models.autoencoder_mini import TimeAwareAutoencoderMini
 from ctsr.models.unet_mini import TimeConditionedUNetMini
-from training.autoencoder import gradient_l1, parameter_groups
 from training.degradation import gaussian
-from training.fidelity import fidelity_loss
 from training.loop import Run, Sample, averaged, fit, rate, update
 from training.one_step import OneStep, Pairs, held_back_pairs, make_pair, validate
 from training.photos import Photos, load_photos
@@ -37,11 +37,8 @@ class Recipe:
     fidelity: Path
     run: Run
     pairs: Pairs = field(default_factory=Pairs)
-    peak_rate: float = 2e-4  # the networks start trained
-    autoencoder_factor: float = 0.3
+    peak_rate: float = 1e-3  # one linear layer
     ema: float = 0.99
-    l2_weight: float = 5.0
-    gradient_weight: float = 0.5
     sharpen_sigma: float = 2.0  # px: the scale below which a x4 enlargement has lost most
     sharpen_amount: float = 1.25  # lowest NIQE before halos show
 
@@ -58,8 +55,29 @@ def make_sample(photos: Photos, recipe: Recipe, index: int) -> Sample:
     return {**pair, "sharpened": sharpen(pair["sharp"], recipe.sharpen_sigma, recipe.sharpen_amount)}
 
 
+def only_delta(unet: TimeConditionedUNetMini) -> list[nn.Parameter]:
+    """Freezes all but the group delta of `conv_out`; returns the parameters to optimise, without weight decay."""
+    unet.requires_grad_(False)
+    parameters = [unet.conv_out.weight, cast(nn.Parameter, unet.conv_out.bias)]
+    for parameter in parameters:
+        mask = torch.zeros_like(parameter)
+        mask.chunk(3)[1].fill_(1)
+        parameter.requires_grad_(True).register_hook(mask.mul)
+    return parameters
+
+
+@torch.no_grad()
+def folded(model: OneStep) -> OneStep:
+    """A copy in which o has taken delta in: z0 = z_L - o is the realistic end, z0 + delta the faithful one."""
+    out = copy.deepcopy(model)
+    for parameter in (out.unet.conv_out.weight, cast(nn.Parameter, out.unet.conv_out.bias)):
+        o, delta, _ = parameter.chunk(3)
+        o += delta
+    return out
+
+
 def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end saves the averaged networks."""
+    """Trains, or goes on from the last checkpoint; at the end saves the averaged, folded networks."""
     photos = load_photos(recipe.photos)
     torch.manual_seed(recipe.pairs.seed)
     model = OneStep(
@@ -67,26 +85,26 @@ def train(recipe: Recipe) -> None:
         TimeConditionedUNetMini.from_pretrained(recipe.fidelity / "unet", low_cpu_mem_usage=False),
     ).to(memory_format=torch.channels_last)
     average = averaged(model, recipe.ema)
-    groups = [*parameter_groups(model.vae, recipe.autoencoder_factor), {"params": list(model.unet.parameters())}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-3)
+    model.vae.requires_grad_(False)
+    optimizer = torch.optim.AdamW(only_delta(model.unet), betas=(0.9, 0.99), weight_decay=0)
     pairs = held_back_pairs(photos, recipe.pairs)
 
     def step_of(step: int, batch: Sample) -> dict[str, float]:
-        soft, target = (batch[name].contiguous(memory_format=torch.channels_last) for name in ("soft", "sharpened"))
+        target = batch["sharpened"].contiguous(memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             ends = model(batch["lr"])
-            x0, x1 = model.decode(blend(ends, 0.0)), model.decode(blend(ends, 1.0))
-        faithful = fidelity_loss(x1, soft, recipe.l2_weight)
-        realistic = F.l1_loss(x0, target) + recipe.gradient_weight * gradient_l1(x0, target)
-        update(optimizer, faithful + realistic, rate(step, recipe.run.steps, recipe.peak_rate))
+            x0 = model.decode(ends.z0 - cast(Tensor, ends.delta))  # before folding, z0 is the faithful end
+        loss = F.mse_loss(x0, target)
+        update(optimizer, loss, rate(step, recipe.run.steps, recipe.peak_rate))
         average.update_parameters(model)
-        return {"faithful": faithful.item(), "realistic": realistic.item()}
+        return {"loss": loss.item()}
 
     parts = {"model": model, "average": average, "optimizer": optimizer}
     make = lambda index: make_sample(photos, recipe, index)  # noqa: E731
-    if fit(recipe.run, make, step_of, parts, lambda: validate(average.module, pairs)):
-        average.module.vae.save_pretrained(recipe.run.out / "vae")
-        average.module.unet.save_pretrained(recipe.run.out / "unet")
+    if fit(recipe.run, make, step_of, parts, lambda: validate(folded(average.module), pairs)):
+        done = folded(average.module)
+        done.vae.save_pretrained(recipe.run.out / "vae")
+        done.unet.save_pretrained(recipe.run.out / "unet")
 
 
 if __name__ == "__main__":

@@ -166,7 +166,7 @@ class TimeAwareAutoencoderMini(ModelMixin, ConfigMixin):
     @property
     def working_values_per_pixel(self) -> dict[str, float]:
         """Numbers alive at once a pixel of the picture, measured at the default widths (benchmarks/memory.py)."""
-        return {"encode": 60.0, "decode": 110.0}
+        return {"encode": 35.0, "decode": 70.0}
 
     @apply_forward_hook
     def encode(

@@ -114,7 +114,7 @@ class TimeConditionedUNetMini(ModelMixin, ConfigMixin):
     @property
     def working_values_per_pixel(self) -> dict[str, float]:
         """Numbers alive at once a pixel of the picture, measured at the default widths (benchmarks/memory.py)."""
-        return {"unet": 40.0}
+        return {"unet": 32.0}
 
     def forward(
         self,

@@ -5,6 +5,7 @@
 For every picture the two take turns, so that a busy machine slows both. Prints medians over pictures and repeats.
 """
 
+import importlib
 import statistics
 import time
 from collections import defaultdict
@@ -33,9 +34,7 @@ def timed(timings: Timings, name: str, run: Callable[[], Any]) -> Any:
 
 def load_peer(param: Path, threads: int) -> Callable[[NDArray[np.float32]], Any]:
     """An ncnn x4 network as a function of [3, h, w] in [0, 1]."""
-    import ncnn as library
-
-    ncnn: Any = library
+    ncnn: Any = importlib.import_module("ncnn")  # only the peer needs it
 
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False

@@ -317,7 +317,7 @@ def test_mini_tiled_equals_untiled(tiny_mini):
     whole, latent = run(tiny_mini, x), run(tiny_mini, x, output_type="latent")
     for tile in (128, 200):
         assert (run(tiny_mini, x, output_type="latent", tile=tile) - latent).abs().max() < 1e-4
-        assert (run(tiny_mini, x, tile=tile) - whole).abs().max() <= 1e-5
+        assert (run(tiny_mini, x, tile=tile) - whole).abs().max() <= 1e-4  # fp32 rounding; 1/255 is 4e-3
 
 
 def smooth(height: int, width: int) -> Tensor:

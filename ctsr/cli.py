@@ -11,7 +11,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -332,7 +332,7 @@ def run_jobs(console: Console, jobs: Sequence[Job], overwrite: bool, work: Calla
         return work(job, bar)
 
     try:
-        with bar.progress:
+        with nullcontext() if bar.progress.disable else bar.progress:  # rich 13 ends a disabled one with a line
             for outcome in batch.run(jobs, one, overwrite):
                 outcomes.append(outcome)
                 bar.finish()

@@ -155,11 +155,13 @@ class CTSRPipeline(DiffusionPipeline):
 
         save_single_file(self, Path(path), dtype)
 
-    def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # hands all on
+        self, save_directory: str | Path, **options: Any
+    ) -> None:
         """A folder for `from_pretrained`, as diffusers writes it; its older releases refuse channels-last weights."""
         base: Any = super()
         for component in (self.vae, self.unet):
-            component.to(memory_format=torch.contiguous_format)
+            cast(Any, component).to(memory_format=torch.contiguous_format)
         try:
             base.save_pretrained(save_directory, **options)
         finally:

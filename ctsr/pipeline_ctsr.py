@@ -19,6 +19,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
+from einops import rearrange
 from PIL import Image
 from torch import Tensor
 from typing_extensions import Self  # in typing from Python 3.11
@@ -595,7 +596,7 @@ def map_to_latents(t_map: Tensor | Image.Image, size: tuple[int, int], cells: tu
 
 def as_pil(picture: Tensor) -> Image.Image:
     """[1, 3, H, W] in [0, 1] as a picture; values are rounded, not truncated."""
-    return Image.fromarray((picture[0] * 255).round_().byte().permute(1, 2, 0).cpu().numpy())
+    return Image.fromarray(rearrange((picture * 255).round_().byte(), "1 c h w -> h w c").cpu().numpy())
 
 
 def as_output(
@@ -606,4 +607,4 @@ def as_output(
         return cast("list[Image.Image]", list(results))
     tensors = cast("list[Tensor]", list(results))
     batch = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
-    return batch.permute(0, 2, 3, 1).cpu().numpy() if output_type == "np" else batch
+    return rearrange(batch, "b c h w -> b h w c").cpu().numpy() if output_type == "np" else batch

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -387,9 +387,8 @@ def upscale(job: Job, model: Model, options: Options, callback: Progress | None 
         return_dict=False,
         callback=callback,
     )[0]
-    assert isinstance(images, Tensor)
     alpha = enlarged_alpha(picture, height, width)
-    write_picture(job.target, images, picture, alpha, model.settings(options))
+    write_picture(job.target, cast(Tensor, images), picture, alpha, model.settings(options))
     return f"{width}x{height}"
 
 

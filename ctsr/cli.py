@@ -1,8 +1,8 @@
-"""The command line: `ctsr upscale`, `ctsr sweep`, `ctsr info`.
+"""The command line: `ctsr upscale`, `ctsr sweep`, `ctsr evaluate`, `ctsr info`.
 
-Everything a person reads goes to stderr, but for what `info` prints. Exit codes: 0; 1 when a picture failed; 2 for
-arguments or a model that cannot be used, before anything is written; 130 after Ctrl-C. The modules that need torch are
-imported inside the commands, so that `--help` need not wait for them.
+Everything a person reads goes to stderr, but for what `info` prints and the scores of `evaluate`. Exit codes: 0; 1 when
+a picture failed; 2 for arguments or a model that cannot be used, before anything is written; 130 after Ctrl-C. The
+modules that need torch are imported inside the commands, so that `--help` need not wait for them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
 from .errors import CTSRError
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from .batch import Job, Model, Options, Outcome
     from .color_fix import ColorFix
+    from .evaluate import Pair, Scores, Task
     from .networks import Network
     from .pipeline_ctsr import CTSRPipeline
     from .precision import Precision
@@ -181,6 +184,47 @@ def sweep_command(
             lambda job, on_tile: batch.sweep(job, loaded, options, dials, on_tile),
         )
     raise typer.Exit(code)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    lr: Annotated[Path, typer.Option("--lr", metavar="DIR", help="The low-resolution pictures.")],
+    hr: Annotated[Path, typer.Option("--hr", metavar="DIR", help="Their truth, under the same names.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write into.")],
+    sr: Annotated[
+        list[Path] | None, typer.Option("--sr", metavar="DIR", help="Results of another method; may be repeated.")
+    ] = None,
+    t: Annotated[str, typer.Option("--t", help="Values of the dial with commas between.")] = "0,0.2,0.4,0.6,0.8,1",
+    model: ModelOption = "mini",
+    tile: TileOption = 0,
+    color_fix: ColorFixOption = None,
+    precision: PrecisionOption = PrecisionName.auto,
+    device: DeviceOption = DeviceName.auto,
+) -> None:
+    """Score the dial against the truth, beside bicubic, a blend of its two ends and others' results.
+
+    Pictures belong together by their names without suffix; a result has its truth's size. Writes t_0.00/NAME.png and so
+    on, scores.csv, per_picture.csv and perception_distortion.png, and prints the means. PSNR and SSIM are of Y, no
+    border cropped; NIQE, LPIPS, DISTS, MUSIQ, MANIQA, CLIPIQA and FID are pyiqa's, where it is installed. The blend is
+    scored if --t holds both 0 and 1. Files of an earlier run are replaced.
+    """
+    console = Console(stderr=True)
+    with errors_as_sentences(console):
+        from . import batch
+
+        try:
+            from . import evaluate
+        except ImportError as error:
+            needs = "`ctsr evaluate` needs scikit-image and matplotlib"
+            raise CTSRError(f'{needs} ({error}): pip install "ctsr[eval]".') from error
+
+        options = make_options(0, None, None, tile, color_fix)
+        loaded, others = make_model(model, precision, device), sr or []
+        dials = sorted(batch.parse_dials(t))
+        task = evaluate.Task(loaded, options, dials, evaluate.name_folders(others), output)
+        evaluate.check_out(task, [lr, hr, *others])
+        pairs = evaluate.find_pairs(lr, hr, others)
+        run_evaluation(console, pairs, task)
 
 
 @app.command("info")
@@ -359,6 +403,54 @@ def sum_up(console: Console, outcomes: Sequence[Outcome], jobs: int) -> None:
     for outcome in outcomes:
         if outcome.state == "failed":
             say(console, f"Error: {outcome.detail}")
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+def run_evaluation(console: Console, pairs: Sequence[Pair], task: Task) -> None:
+    """Scores pairs with a progress bar, then writes and prints; exit code 2 for pairs that do not fit, 1 for failures.
+
+    Scores of a part of the set would pass for those of the whole, so that one bad picture ends it.
+    """
+    from . import evaluate
+
+    if problems := list(evaluate.problems(pairs, task)):
+        for problem in problems:
+            say(console, f"Error: {problem}")
+        raise typer.Exit(2)
+    bar = Bar(console, len(pairs))
+
+    def watched() -> Iterator[Pair]:
+        for pair in pairs:
+            bar.start(pair.lr.name)
+            yield pair
+            bar.finish()
+
+    try:
+        with nullcontext() if bar.progress.disable else bar.progress:
+            scores = evaluate.evaluate(watched(), task, bar)
+    except evaluate.PictureError as error:
+        say(console, f"Error: {error}")
+        raise typer.Exit(1) from None
+    files = evaluate.write_scores(scores, task.out)
+    print_scores(scores, len(pairs))
+    say(console, f"Written: {', '.join(map(str, files))}")
+
+
+def print_scores(scores: Scores, pictures: int) -> None:
+    """The means as a table on stdout, as wide as it must be where that is not a terminal."""
+    table = Table(title=f"Means over {pictures} picture{'s' * (pictures > 1)}", caption_justify="left")
+    table.add_column("method")
+    table.add_column("t")
+    for name in scores.metrics:
+        table.add_column(name, justify="right")
+    for method, values in scores.means.items():
+        t = "" if method.t is None else f"{method.t:g}"
+        table.add_row(Text(method.name), t, *(f"{value:.4f}" for value in values.values()))
+    lower = [name for name, is_lower in scores.metrics.items() if is_lower]
+    table.caption = f"Lower is better: {', '.join(lower)}" if lower else None
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
 
 
 # -------------------------------------------------------------------------------------------------------------- info

@@ -16,6 +16,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from .errors import CheckpointError
+from .lora import add_lora, describe_lora
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from .models.autoencoder_mini import TimeAwareAutoencoderMini
 from .models.prompt_embeddings import PromptEmbeddings
@@ -55,6 +56,9 @@ def save_single_file(pipeline: CTSRPipeline, path: Path, dtype: torch.dtype) -> 
         pipeline: of any family; components of the classes in `CLASSES`.
         path: ends in .safetensors; its folder is made if it is missing.
         dtype: of the floating tensors in the file.
+
+    Raises:
+        ValueError: a component of another class, or adapters that a file cannot keep; the message says what to do.
     """
     tensors: dict[str, Tensor] = {}
     components: dict[str, dict[str, Any]] = {}
@@ -62,7 +66,7 @@ def save_single_file(pipeline: CTSRPipeline, path: Path, dtype: torch.dtype) -> 
         model = cast("ModelMixin | None", getattr(pipeline, name))
         if model is None:
             continue
-        components[name] = {"class": type(model).__name__, "config": arguments_of(model)}
+        components[name] = describe(model)
         for key, tensor in model.state_dict().items():
             tensors[f"{name}.{key}"] = tensor.to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
     settings = {key: pipeline.config[key] for key in SETTINGS}
@@ -74,6 +78,21 @@ def save_single_file(pipeline: CTSRPipeline, path: Path, dtype: torch.dtype) -> 
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def describe(model: ModelMixin) -> dict[str, Any]:
+    """What `build` needs besides the tensors: class, config and, where the model carries adapters, `lora`.
+
+    Raises:
+        ValueError: a class that cannot be loaded back, or adapters that a file cannot keep.
+    """
+    name = type(model).__name__
+    if CLASSES.get(name) is not type(model):
+        raise ValueError(f"A file cannot keep a {name}: use one of {', '.join(CLASSES)}, or save_pretrained.")
+    spec: dict[str, Any] = {"class": name, "config": arguments_of(model)}
+    if (lora := describe_lora(model)) is not None:
+        spec["lora"] = lora
+    return spec
 
 
 def arguments_of(model: ModelMixin) -> dict[str, Any]:
@@ -93,16 +112,20 @@ def load_single_file(
         device: where it will run.
 
     Raises:
-        CheckpointError: missing, a git-lfs pointer, truncated, of another format, or with tensors that do not fit.
+        CheckpointError: missing, a git-lfs pointer, truncated, of another format, with tensors that do not fit, or with
+            LoRA adapters where peft is not installed.
     """
     config, tensors = read_single_file(path)
     dtype = choose_dtype("auto", device) if torch_dtype == "auto" else torch_dtype
     try:
         models = {
-            name: build(spec["class"], spec["config"], {k: tensors[f"{name}.{k}"] for k in keys_of(tensors, name)})
+            name: build(spec, {k: tensors[f"{name}.{k}"] for k in keys_of(tensors, name)})
             for name, spec in config["components"].items()
         }
         pipeline = cls(**models, **config["settings"])
+    except ImportError as error:
+        message = f"{path} keeps LoRA adapters, which need peft ({first_line(error)}): pip install 'ctsr[sd]'."
+        raise CheckpointError(message) from error
     except BROKEN as error:
         message = f"{path} does not hold the model it describes ({first_line(error)}); fetch it again."
         raise CheckpointError(message) from error
@@ -122,9 +145,11 @@ def keys_of(tensors: Mapping[str, Tensor], component: str) -> list[str]:
     return [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]
 
 
-def build(class_name: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ModelMixin:
-    """A model of one of `CLASSES` with exactly these weights, fp32."""
-    model = CLASSES[class_name](**config)
+def build(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> ModelMixin:
+    """A model as `describe` says, of one of `CLASSES`, with exactly these weights, fp32."""
+    model = CLASSES[spec["class"]](**spec["config"])
+    if "lora" in spec:
+        add_lora(model, spec["lora"]["adapters"], spec["lora"]["rank"], spec["lora"]["alpha"])
     model.load_state_dict(state, strict=True)
     return model
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctsr import CheckpointError, CTSRPipeline, loading
 from ctsr.loading import MINI_WEIGHTS, load_pipeline
@@ -176,3 +177,143 @@ def test_a_failing_save_leaves_no_file_and_keeps_the_old_one(tiny_mini, tmp_path
         tiny_mini.save_single_file(path)
     assert list(tmp_path.iterdir()) == [path]
     assert list(path.iterdir()) == []
+
+
+def convolutions(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+def with_adapters(pipeline: CTSRPipeline) -> CTSRPipeline:
+    """LoRA on UNet and encoder, none of it zero; as the training leaves a pipeline."""
+    pytest.importorskip("peft")
+    from ctsr.lora import add_lora, lora_parameters
+
+    add_lora(pipeline.unet, {"head": ["conv_in"], "rest": convolutions(pipeline.unet)[1:]}, rank=3, alpha=6)
+    add_lora(pipeline.vae, {"head": ["encoder.conv_in", "encoder.mid_block.attentions.0.to_q"]}, rank=2, alpha=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in (*lora_parameters(pipeline.unet), *lora_parameters(pipeline.vae)):
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return pipeline
+
+
+def test_adapters_are_kept_to_the_bit(make_sd, tmp_path):
+    pipeline = with_adapters(make_sd())
+    path = tmp_path / "kept.safetensors"
+    pipeline.save_single_file(path, dtype=torch.float32)
+    loaded = CTSRPipeline.from_single_file(path, torch_dtype=torch.float32)
+    assert torch.equal(result(loaded), result(pipeline))
+    assert not torch.allclose(result(loaded), result(make_sd()), atol=1e-3)
+    with safe_open(path, framework="pt") as file:
+        spec = json.loads(file.metadata()["config"])["components"]
+        keys = set(file.keys())
+    assert spec["unet"]["lora"] == {
+        "rank": 3,
+        "alpha": 6,
+        "adapters": {"head": ["conv_in"], "rest": convolutions(make_sd().unet)[1:]},
+    }
+    assert "lora" not in spec["prompt_embeddings"]
+    assert {"unet.conv_in.base_layer.weight", "unet.conv_out.lora_A.rest.weight"} <= keys
+    again = tmp_path / "again.safetensors"
+    loaded.save_single_file(again, dtype=torch.float32)
+    assert torch.equal(result(CTSRPipeline.from_single_file(again, torch_dtype=torch.float32)), result(pipeline))
+
+
+def test_merged_adapters_leave_a_plain_file(make_sd, tmp_path):
+    pipeline = with_adapters(make_sd())
+    from ctsr.lora import merge_lora
+
+    unmerged = result(pipeline)
+    for model in (pipeline.unet, pipeline.vae):
+        merge_lora(model)
+    merged, plain = tmp_path / "merged.safetensors", tmp_path / "plain.safetensors"
+    pipeline.save_single_file(merged, dtype=torch.float32)
+    make_sd().save_single_file(plain, dtype=torch.float32)
+    with safe_open(merged, framework="pt") as file, safe_open(plain, framework="pt") as other:
+        assert file.metadata() == other.metadata()
+        assert set(file.keys()) == set(other.keys())
+    loaded = CTSRPipeline.from_single_file(merged, torch_dtype=torch.float32)
+    torch.testing.assert_close(result(loaded), unmerged, rtol=0, atol=1e-4)
+
+
+def test_kept_adapters_without_peft(make_sd, tmp_path, monkeypatch):
+    path = tmp_path / "kept.safetensors"
+    with_adapters(make_sd()).save_single_file(path)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(CheckpointError, match=r"need peft .*pip install") as caught:
+        load_pipeline(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_adapters_that_do_not_all_act_are_not_kept(make_sd, tmp_path):
+    path = tmp_path / "model.safetensors"
+    pipeline = with_adapters(make_sd())
+    pipeline.unet.set_adapter("head")
+    with pytest.raises(ValueError, match="not all of them act in down_blocks"):
+        pipeline.save_single_file(path)
+    pipeline.unet.set_adapter(["head", "rest"])
+    pipeline.unet.disable_adapters()
+    with pytest.raises(ValueError, match="merge_lora, then save"):
+        pipeline.save_single_file(path)
+    pipeline.unet.enable_adapters()
+    pipeline.unet.fuse_lora()
+    with pytest.raises(ValueError, match="not all of them act"):
+        pipeline.save_single_file(path)
+    pipeline.unet.unfuse_lora()
+    pipeline.save_single_file(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("kind", "message"), [("use_dora", "not plain LoRA"), ("use_rslora", "alpha / rank")])
+def test_adapters_of_another_kind_are_not_kept(make_sd, tmp_path, kind, message):
+    peft = pytest.importorskip("peft")
+    pipeline = make_sd()
+    pipeline.unet.add_adapter(peft.LoraConfig(r=2, target_modules=["conv_in"], **{kind: True}), "x")
+    with pytest.raises(ValueError, match=message):
+        pipeline.save_single_file(tmp_path / "model.safetensors")
+
+
+def test_adapters_of_several_ranks_are_not_kept(make_sd, tmp_path):
+    pipeline = with_adapters(make_sd())
+    from ctsr.lora import add_lora
+
+    add_lora(pipeline.unet, {"second": ["conv_in"]}, rank=1)
+    with pytest.raises(ValueError, match="several ranks"):
+        pipeline.save_single_file(tmp_path / "model.safetensors")
+
+
+def no_adapters(spec: dict) -> None:
+    spec["unet"]["lora"] = {}
+
+
+def other_modules(spec: dict) -> None:
+    spec["unet"]["lora"]["adapters"]["head"] = ["conv_future"]
+
+
+def other_rank(spec: dict) -> None:
+    spec["unet"]["lora"]["rank"] = 5
+
+
+@pytest.mark.parametrize("change", [no_adapters, other_modules, other_rank])
+def test_a_wrong_list_of_adapters_is_refused(change, make_sd, tmp_path):
+    def edit(tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        config = json.loads(metadata["config"])
+        change(config["components"])
+        metadata["config"] = json.dumps(config)
+
+    with_adapters(make_sd()).save_single_file(tmp_path / "kept.safetensors")
+    path = rewrite(tmp_path / "kept.safetensors", tmp_path / "changed.safetensors", edit)
+    with pytest.raises(CheckpointError, match="fetch it again"):
+        load_pipeline(path)
+
+
+def test_a_class_that_cannot_be_loaded_back_is_not_saved(make_sd, tmp_path):
+    class OwnUNet(UNet2DConditionModel):
+        pass
+
+    pipeline = make_sd()
+    pipeline.unet.__class__ = OwnUNet
+    path = tmp_path / "new folder" / "model.safetensors"
+    with pytest.raises(ValueError, match="cannot keep a OwnUNet"):
+        pipeline.save_single_file(path)
+    assert not path.parent.exists()

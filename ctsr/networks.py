@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from . import tiling
+from .families import Timestep
 from .tiling import PIXELS_PER_CELL
 
 SMALLEST_TILE = tiling.TILE_LADDER[-1] * PIXELS_PER_CELL // 2
@@ -81,9 +82,9 @@ def memory(module: nn.Module, stage: str) -> float:
     return size * values[stage]
 
 
-def encoder(vae: nn.Module, timestep: int | None) -> Network:
+def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
     """Picture in [-1, 1] -> unscaled latents; the mode of the posterior where there is one."""
-    known: dict[str, int] = {} if timestep is None else {"timestep": timestep}
+    known: dict[str, Timestep] = {} if timestep is None else {"timestep": timestep}
 
     def call(x: Tensor) -> Tensor:
         encoded = cast(Any, vae).encode(working(vae, x), **known)
@@ -101,7 +102,7 @@ def decoder(vae: nn.Module) -> Network:
     )
 
 
-def unet(module: nn.Module, timestep: int, prompt_embeds: Tensor | None) -> Network:
+def unet(module: nn.Module, timestep: Timestep, prompt_embeds: Tensor | None) -> Network:
     """Scaled latents -> output groups."""
 
     def call(z: Tensor) -> Tensor:

@@ -75,6 +75,8 @@ class TimeConditionedUNetMini(ModelMixin, ConfigMixin):
         layers_per_block: blocks before the descent (and as many after the ascent), and at the bottom.
         kernel_size: of the depthwise convolutions.
         time_embed_dim: width of the timestep embedding.
+        time_cond_proj_dim: width of a second condition beside the timestep, as in diffusers' UNet; None for none. It
+            enters through a projection that starts at zero.
     """
 
     config_name = "config.json"
@@ -88,11 +90,14 @@ class TimeConditionedUNetMini(ModelMixin, ConfigMixin):
         layers_per_block: tuple[int, int] = (3, 4),
         kernel_size: int = 5,
         time_embed_dim: int = 128,
+        time_cond_proj_dim: int | None = None,
     ):
         super().__init__()
         top, bottom = block_out_channels
         self.time_proj = Timesteps(time_embed_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(time_embed_dim, time_embed_dim)
+        self.time_embedding = TimestepEmbedding(time_embed_dim, time_embed_dim, cond_proj_dim=time_cond_proj_dim)
+        if time_cond_proj_dim is not None:
+            nn.init.zeros_(cast(nn.Linear, self.time_embedding.cond_proj).weight)
 
         def blocks(channels: int, count: int) -> nn.ModuleList:
             return nn.ModuleList(GatedBlock(channels, time_embed_dim, kernel_size) for _ in range(count))
@@ -121,6 +126,7 @@ class TimeConditionedUNetMini(ModelMixin, ConfigMixin):
         sample: Tensor,
         timestep: Tensor | float,
         encoder_hidden_states: Tensor | None = None,
+        timestep_cond: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DConditionOutput | tuple[Tensor]:
         """Predicts the output groups.
@@ -129,13 +135,14 @@ class TimeConditionedUNetMini(ModelMixin, ConfigMixin):
             sample: latents [B, in_channels, h, w]; an odd side is padded inside and cropped again.
             timestep: 0..999, one for all or one a picture.
             encoder_hidden_states: ignored.
+            timestep_cond: second condition [B, time_cond_proj_dim]; None leaves it out.
 
         Returns:
             `UNet2DConditionOutput` with `sample` [B, out_channels, h, w], or a tuple.
         """
         height, width = sample.shape[-2:]
         steps = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device).reshape(-1).expand(sample.shape[0])
-        emb = self.time_embedding(self.time_proj(steps).to(sample.dtype))
+        emb = self.time_embedding(self.time_proj(steps).to(sample.dtype), timestep_cond)
         x = self.conv_in(F.pad(sample, (0, width % 2, 0, height % 2), mode="replicate"))
         for block in self.down_blocks:
             x = block(x, emb)

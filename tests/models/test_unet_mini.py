@@ -1,6 +1,7 @@
 """The mini's time-conditioned UNet."""
 
 import copy
+import json
 import math
 
 import pytest
@@ -92,6 +93,27 @@ def test_tiles_off_the_pairing_would_be_seen(unet):
     z = latents(1, 4, 40, 40)
     tiled = halo_tiled(lambda part: run(unet, part), z, 7, unet.halo, align=1)
     assert (tiled - run(unet, z)).abs().max() > 1e-2
+
+
+@torch.no_grad()
+def test_a_second_condition_starts_without_effect(unet):
+    wide = TimeConditionedUNetMini(**TINY, time_cond_proj_dim=6)
+    keys = wide.load_state_dict(unet.state_dict(), strict=False)
+    assert (keys.missing_keys, keys.unexpected_keys) == (["time_embedding.cond_proj.weight"], [])
+    z, condition = latents(2, 4, 6, 8), latents(2, 6)
+    assert torch.equal(wide(z, 999, timestep_cond=condition).sample, run(unet, z))
+    wide.time_embedding.cond_proj.weight.fill_(0.1)
+    assert (wide(z, 999, timestep_cond=condition).sample - run(unet, z)).abs().max() > 1e-3
+    assert torch.equal(run(wide, z), run(unet, z))
+
+
+def test_a_file_without_a_second_condition_loads(unet, tmp_path):
+    copy.deepcopy(unet).to(memory_format=torch.contiguous_format).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    del config["time_cond_proj_dim"]
+    path.write_text(json.dumps(config))
+    assert TimeConditionedUNetMini.from_pretrained(tmp_path, low_cpu_mem_usage=False).time_embedding.cond_proj is None
 
 
 def test_round_trip(unet, tmp_path):

@@ -40,12 +40,14 @@ def encode_prompts(folder: Path, prompts: Sequence[str]) -> Tensor:
         raise CTSRError("Encoding a prompt needs transformers: pip install 'ctsr[sd]'.") from error
     try:
         tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        encoder = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder").float().eval()
+        encoder, keys = transformers.CLIPTextModel.from_pretrained(folder / "text_encoder", output_loading_info=True)
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
         message = f"{folder} holds a tokenizer or text encoder that cannot be read ({str(error).splitlines()[0]})."
         raise CheckpointError(message + " Fetch it again.") from error
+    if keys["missing_keys"]:  # transformers leaves these at random
+        raise CheckpointError(f"{folder} holds an incomplete text encoder; fetch it again.")
     # SD 2.1 pads with "!", and its encoder sees the padding: no attention mask.
     tokens = tokenizer(
         list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
     )
-    return encoder(tokens.input_ids).last_hidden_state
+    return encoder.float().eval()(tokens.input_ids).last_hidden_state

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ctsr import CheckpointError, CTSRError
@@ -103,6 +104,17 @@ def test_a_damaged_encoder_is_refused(folder, tmp_path):
     with pytest.raises(CheckpointError, match="Fetch it again") as caught:
         encode_prompts(tmp_path, ["cat"])
     assert "\n" not in str(caught.value)
+
+
+def test_an_incomplete_encoder_is_refused(folder, tmp_path):
+    (tmp_path / "tokenizer").symlink_to(folder / "tokenizer")
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "config.json").symlink_to(folder / "text_encoder" / "config.json")
+    tensors = load_file(folder / "text_encoder" / "model.safetensors")
+    del tensors[next(key for key in tensors if key.endswith("final_layer_norm.weight"))]
+    save_file(tensors, tmp_path / "text_encoder" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="incomplete text encoder"):
+        encode_prompts(tmp_path, ["cat"])
 
 
 def test_without_transformers(folder, monkeypatch):

@@ -4,6 +4,8 @@
 the larger pixel, a little noise, light JPEG. `realesrgan`: the two-order chain of Real-ESRGAN (arXiv 2107.10833) with
 the parameters that OSEDiff and its relatives train on. `mix` draws one of the two for every sample.
 Pictures are [H, W, 3] fp32 in 0..255 inside; everything random comes from the generator that is passed in.
+
+What is drawn is drawn by the functions `draw_...`; `degradation_batched` draws with them too and works on tensors.
 """
 
 from dataclasses import dataclass
@@ -15,11 +17,14 @@ from numpy.typing import NDArray
 from scipy.special import j1
 
 Picture = NDArray[Any]  # fp32; OpenCV does not say
+Kernel = NDArray[np.float32]
 Degradation = Literal["camera", "realesrgan", "mix"]
+Resizer = Literal["area", "bilinear", "bicubic"]
 
 SCALE = 4
 CAMERA_SHARE = 0.8  # of the mix: real pictures are blurred but fairly clean
-RESIZERS = (cv2.INTER_AREA, cv2.INTER_LINEAR, cv2.INTER_CUBIC)
+RESIZERS: tuple[Resizer, ...] = ("area", "bilinear", "bicubic")
+INTERPOLATION = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,53 @@ class Order:
 FIRST = Order(1.0, (0.2, 3.0), (0.2, 0.7, 0.1), (0.15, 1.5), (1.0, 30.0), (0.05, 3.0))
 SECOND = Order(0.8, (0.2, 1.5), (0.3, 0.4, 0.3), (0.3, 1.2), (1.0, 25.0), (0.05, 2.5))
 GREY_NOISE, GAUSSIAN_NOISE, SINC, FINAL_SINC = 0.4, 0.5, 0.1, 0.8
+GAUSSIAN_BETA, PLATEAU_BETA = (0.5, 4.0), (1.0, 2.0)
 JPEG_QUALITY = (30, 95)
+
+
+@dataclass(frozen=True)
+class OrderDraw:
+    """One order as drawn, all but the noise itself.
+
+    Attributes:
+        kernel: of the blur; None for none.
+        factor: of the resize.
+        how: to resize.
+        grey: one noise for all channels.
+        gaussian: noise; else Poisson.
+        strength: sigma of the Gaussian noise in levels of 255, or scale of the Poisson noise.
+    """
+
+    kernel: Kernel | None
+    factor: float
+    how: Resizer
+    grey: bool
+    gaussian: bool
+    strength: float
+
+    def side(self, side: int) -> int:
+        """`side` px after the resize."""
+        return max(4, round(side * self.factor))
+
+
+@dataclass(frozen=True)
+class LastDraw:
+    """The end of Real-ESRGAN's chain: the resize to a quarter and the sinc filter, before or after the last JPEG."""
+
+    quality: int
+    how: Resizer
+    jpeg_last: bool
+    sinc: Kernel | None
+
+
+@dataclass(frozen=True)
+class TwoOrders:
+    """Real-ESRGAN's chain as drawn, all but the noise itself; `quality`: of the JPEG between the orders."""
+
+    first: OrderDraw
+    quality: int
+    second: OrderDraw
+    last: LastDraw
 
 
 def clip(x: Picture) -> Picture:
@@ -45,7 +96,7 @@ def clip(x: Picture) -> Picture:
     return np.clip(x, 0, 255)
 
 
-def blur(x: Picture, kernel: NDArray[np.float32]) -> Picture:
+def blur(x: Picture, kernel: Kernel) -> Picture:
     """Convolution with mirrored borders."""
     return cv2.filter2D(x, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
 
@@ -56,14 +107,15 @@ def gaussian(x: Picture, sigma: float) -> Picture:
 
 
 def jpeg(x: Picture, quality: int) -> Picture:
-    """Through the JPEG codec."""
-    coded = cv2.imencode(".jpg", clip(np.rint(x)).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
-    return cv2.imdecode(coded, cv2.IMREAD_COLOR).astype(np.float32)
+    """Through the JPEG codec, 4:2:0."""
+    bgr = cv2.cvtColor(clip(np.rint(x)).astype(np.uint8), cv2.COLOR_RGB2BGR)
+    coded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    return cv2.cvtColor(cv2.imdecode(coded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.float32)
 
 
-def resize(x: Picture, height: int, width: int, how: int) -> Picture:
-    """To a size, by OpenCV's `how`."""
-    return cv2.resize(x, (width, height), interpolation=how)
+def resize(x: Picture, height: int, width: int, how: Resizer) -> Picture:
+    """To a size; `bilinear` and `bicubic` do not antialias."""
+    return cv2.resize(x, (width, height), interpolation=INTERPOLATION[how])
 
 
 def distances(size: int, sigma: tuple[float, float], angle: float) -> NDArray[np.float64]:
@@ -74,12 +126,12 @@ def distances(size: int, sigma: tuple[float, float], angle: float) -> NDArray[np
     return (u / sigma[0]) ** 2 + (v / sigma[1]) ** 2
 
 
-def normalised(kernel: NDArray[np.float64]) -> NDArray[np.float32]:
+def normalised(kernel: NDArray[np.float64]) -> Kernel:
     """Sum one."""
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def sinc_kernel(size: int, cutoff: float) -> NDArray[np.float32]:
+def sinc_kernel(size: int, cutoff: float) -> Kernel:
     """Circular low-pass with ringing."""
     ax = np.arange(size) - size // 2
     r = np.hypot(*np.meshgrid(ax, ax))
@@ -89,13 +141,18 @@ def sinc_kernel(size: int, cutoff: float) -> NDArray[np.float32]:
     return normalised(kernel)
 
 
-def random_sinc(rng: np.random.Generator) -> NDArray[np.float32]:
-    """Size 7..21; the smaller, the higher the cut-off."""
+def random_sinc(rng: np.random.Generator, lowest: float = np.pi / 5) -> Kernel:
+    """Size 7..21; cut-off up to pi, from pi/3 for sizes under 13 and from `lowest` for the others."""
     size = int(2 * rng.integers(3, 11) + 1)
-    return sinc_kernel(size, rng.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi))
+    return sinc_kernel(size, rng.uniform(np.pi / 3 if size < 13 else lowest, np.pi))
 
 
-def random_kernel(order: Order, rng: np.random.Generator) -> NDArray[np.float32]:
+def random_beta(low: float, high: float, rng: np.random.Generator) -> float:
+    """Shape of a kernel's flank: half of them in [low, 1], half in [1, high], as BasicSR draws it."""
+    return rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high)
+
+
+def random_kernel(order: Order, rng: np.random.Generator) -> Kernel:
     """Iso- or anisotropic; Gaussian, generalised Gaussian or plateau; or, one in ten, sinc."""
     if rng.random() < SINC:
         return random_sinc(rng)
@@ -107,8 +164,66 @@ def random_kernel(order: Order, rng: np.random.Generator) -> NDArray[np.float32]
     if kind < 2:
         return normalised(np.exp(-0.5 * d))
     if kind < 4:
-        return normalised(np.exp(-0.5 * d ** rng.uniform(0.5, 4)))
-    return normalised(1 / (1 + d ** rng.uniform(1, 2)))
+        return normalised(np.exp(-0.5 * d ** random_beta(*GAUSSIAN_BETA, rng)))
+    return normalised(1 / (1 + d ** random_beta(*PLATEAU_BETA, rng)))
+
+
+def draw_order(order: Order, rng: np.random.Generator) -> OrderDraw:
+    """One order of the chain."""
+    kernel = random_kernel(order, rng) if rng.random() < order.blur_probability else None
+    direction = rng.choice(3, p=order.resize_probabilities)
+    low, high = order.resize_range
+    factor = (rng.uniform(1, high), rng.uniform(low, 1), 1.0)[direction]
+    how = RESIZERS[rng.integers(3)]
+    grey, is_gaussian = bool(rng.random() < GREY_NOISE), bool(rng.random() < GAUSSIAN_NOISE)
+    strength = rng.uniform(*(order.noise_sigma if is_gaussian else order.poisson_scale))
+    return OrderDraw(kernel, factor, how, grey, is_gaussian, strength)
+
+
+def draw_quality(rng: np.random.Generator) -> int:
+    """Of a JPEG of Real-ESRGAN's chain."""
+    return int(rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1))
+
+
+def draw_last(rng: np.random.Generator) -> LastDraw:
+    """The end of the chain."""
+    quality, how, jpeg_last = draw_quality(rng), RESIZERS[rng.integers(3)], bool(rng.random() < 0.5)
+    return LastDraw(quality, how, jpeg_last, random_sinc(rng, np.pi / 3) if rng.random() < FINAL_SINC else None)
+
+
+def draw_two_orders(rng: np.random.Generator) -> TwoOrders:
+    """The whole chain."""
+    return TwoOrders(draw_order(FIRST, rng), draw_quality(rng), draw_order(SECOND, rng), draw_last(rng))
+
+
+def draw_lens(rng: np.random.Generator) -> tuple[Kernel, Resizer]:
+    """Of a camera: an elliptic Gaussian of 0.3 to 3 px, and how the larger pixels sample it."""
+    first = rng.uniform(0.3, 3.0)
+    second = float(np.clip(first * rng.uniform(0.7, 1.4), 0.3, 3.2))
+    kernel = normalised(np.exp(-0.5 * distances(21, (first, second), rng.uniform(0, np.pi))))
+    return kernel, "area" if rng.random() < 0.7 else "bicubic"
+
+
+def draw_grain(rng: np.random.Generator) -> tuple[float, bool] | None:
+    """Of a camera, in half of the pictures: sigma in levels of 255, mostly small, and whether it is grey."""
+    return (6 * rng.random() ** 2, bool(rng.random() < GREY_NOISE)) if rng.random() < 0.5 else None
+
+
+def draw_sharpening(rng: np.random.Generator) -> tuple[float, float] | None:
+    """Of a camera, in three of ten pictures: amount and sigma in px of an unsharp mask."""
+    return (rng.uniform(0.1, 0.6), rng.uniform(0.6, 1.2)) if rng.random() < 0.3 else None
+
+
+def draw_camera_quality(rng: np.random.Generator) -> int | None:
+    """Of a camera's JPEG, in half of the pictures."""
+    return int(rng.integers(75, 98)) if rng.random() < 0.5 else None
+
+
+def draw_kind(kind: Degradation, camera_share: float, rng: np.random.Generator) -> Literal["camera", "realesrgan"]:
+    """One of the two."""
+    if kind == "mix":
+        return "camera" if rng.random() < camera_share else "realesrgan"
+    return kind
 
 
 def noisy(x: Picture, sigma: float, grey: bool, rng: np.random.Generator) -> Picture:
@@ -118,68 +233,63 @@ def noisy(x: Picture, sigma: float, grey: bool, rng: np.random.Generator) -> Pic
 
 
 def poisson(x: Picture, scale: float, grey: bool, rng: np.random.Generator) -> Picture:
-    """Shot noise, `scale` times that of 255 levels of photons."""
-    base = x.mean(axis=2, keepdims=True) if grey else x
-    levels = 2.0 ** np.ceil(np.log2(max(2, len(np.unique(np.rint(base))))))
-    shot = rng.poisson(clip(base) / 255 * levels) / levels * 255 - base
+    """Shot noise, `scale` times that of as many photons at white as the picture has levels, up to a power of two."""
+    base = np.rint(clip(cv2.cvtColor(x, cv2.COLOR_RGB2GRAY)[..., None] if grey else x))
+    levels = 2.0 ** np.ceil(np.log2(max(2, len(np.unique(base)))))
+    shot = rng.poisson(base / 255 * levels) / levels * 255 - base
     return clip(x + scale * shot.astype(np.float32))
 
 
-def one_order(x: Picture, order: Order, size: tuple[int, int], rng: np.random.Generator) -> Picture:
+def one_order(x: Picture, draw: OrderDraw, size: tuple[int, int], rng: np.random.Generator) -> Picture:
     """Blur, resize relative to `size`, noise."""
-    if rng.random() < order.blur_probability:
-        x = blur(x, random_kernel(order, rng))
-    how = rng.choice(3, p=order.resize_probabilities)
-    low, high = order.resize_range
-    factor = (rng.uniform(1, high), rng.uniform(low, 1), 1.0)[how]
-    x = resize(x, max(4, round(size[0] * factor)), max(4, round(size[1] * factor)), RESIZERS[rng.integers(3)])
-    grey = bool(rng.random() < GREY_NOISE)
-    if rng.random() < GAUSSIAN_NOISE:
-        return noisy(clip(x), rng.uniform(*order.noise_sigma), grey, rng)
-    return poisson(clip(x), rng.uniform(*order.poisson_scale), grey, rng)
+    if draw.kernel is not None:
+        x = blur(x, draw.kernel)
+    x = clip(resize(x, draw.side(size[0]), draw.side(size[1]), draw.how))
+    return (noisy if draw.gaussian else poisson)(x, draw.strength, draw.grey, rng)
 
 
 def realesrgan(hr: Picture, rng: np.random.Generator) -> Picture:
-    """Both orders; the last resize to a quarter, the last sinc and the last JPEG in random order."""
+    """Both orders; the last resize to a quarter with the last sinc, and the last JPEG, in random order."""
     h, w = hr.shape[0] // SCALE, hr.shape[1] // SCALE
-    x = jpeg(one_order(hr, FIRST, hr.shape[:2], rng), int(rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1)))
-    x = one_order(x, SECOND, (h, w), rng)
-    quality, how = int(rng.integers(JPEG_QUALITY[0], JPEG_QUALITY[1] + 1)), RESIZERS[rng.integers(3)]
-    sinc_first, sinc = rng.random() < 0.5, rng.random() < FINAL_SINC
-    if sinc_first or not sinc:
-        x = resize(x, h, w, how)
-        x = blur(x, random_sinc(rng)) if sinc else x
-        return jpeg(x, quality)
-    return blur(resize(jpeg(x, quality), h, w, how), random_sinc(rng))
+    draw = draw_two_orders(rng)
+    x = jpeg(one_order(hr, draw.first, hr.shape[:2], rng), draw.quality)
+    x = one_order(x, draw.second, (h, w), rng)
+    if not draw.last.jpeg_last:
+        x = jpeg(x, draw.last.quality)
+    x = resize(x, h, w, draw.last.how)
+    if draw.last.sinc is not None:
+        x = blur(x, draw.last.sinc)
+    return jpeg(x, draw.last.quality) if draw.last.jpeg_last else x
 
 
 def camera(hr: Picture, rng: np.random.Generator) -> Picture:
     """Lens blur of 0.3 to 3 px (an ellipse), area sampling; often a little noise, light JPEG or sharpening."""
-    first = rng.uniform(0.3, 3.0)
-    second = float(np.clip(first * rng.uniform(0.7, 1.4), 0.3, 3.2))
-    x = blur(hr, normalised(np.exp(-0.5 * distances(21, (first, second), rng.uniform(0, np.pi)))))
-    x = resize(x, hr.shape[0] // SCALE, hr.shape[1] // SCALE, cv2.INTER_AREA if rng.random() < 0.7 else cv2.INTER_CUBIC)
-    if rng.random() < 0.5:
-        x = noisy(x, 6 * rng.random() ** 2, bool(rng.random() < GREY_NOISE), rng)
-    if rng.random() < 0.3:
-        x = clip(x + rng.uniform(0.1, 0.6) * (x - gaussian(x, rng.uniform(0.6, 1.2))))
-    if rng.random() < 0.5:
-        x = jpeg(x, int(rng.integers(75, 98)))
-    return x
+    kernel, how = draw_lens(rng)
+    x = resize(blur(hr, kernel), hr.shape[0] // SCALE, hr.shape[1] // SCALE, how)
+    grain = draw_grain(rng)
+    if grain is not None:
+        x = noisy(x, *grain, rng)
+    sharpening = draw_sharpening(rng)
+    if sharpening is not None:
+        amount, sigma = sharpening
+        x = clip(x + amount * (x - gaussian(x, sigma)))
+    quality = draw_camera_quality(rng)
+    return x if quality is None else jpeg(x, quality)
 
 
-def degrade(hr: NDArray[np.uint8], kind: Degradation, rng: np.random.Generator) -> NDArray[np.uint8]:
+def degrade(
+    hr: NDArray[np.uint8], kind: Degradation, rng: np.random.Generator, camera_share: float = CAMERA_SHARE
+) -> NDArray[np.uint8]:
     """A quarter-size twin.
 
     Args:
         hr: photograph [H, W, 3] uint8, H and W multiples of 4.
         kind: `camera`, `realesrgan`, or `mix` of the two.
         rng: where all randomness comes from.
+        camera_share: share of `camera` in the mix.
 
     Returns:
         [H/4, W/4, 3] uint8.
     """
-    if kind == "mix":
-        kind = "camera" if rng.random() < CAMERA_SHARE else "realesrgan"
-    x = (camera if kind == "camera" else realesrgan)(hr.astype(np.float32), rng)
-    return clip(np.rint(x)).astype(np.uint8)
+    make = camera if draw_kind(kind, camera_share, rng) == "camera" else realesrgan
+    return clip(np.rint(make(hr.astype(np.float32), rng))).astype(np.uint8)

@@ -1,90 +1,117 @@
-"""Stage 1: the faithful end, supervised.
+"""The fidelity teacher: one step, supervised, nothing but distances (method B3 of the notes; PiSA-SR's pixel LoRA).
 
-    python -m training.fidelity --photos PHOTOS --autoencoder RUNS/autoencoder/vae --run.out RUNS/fidelity \\
-        --run.steps 1800 --pairs.crop 128
+    python -m training.fidelity mini --data.photos PHOTOS --start AUTOENCODER/model.safetensors --run.out RUNS/fidelity
+    python -m training.fidelity sd21 --data.photos PHOTOS --start SD21_BASE --run.out RUNS/fidelity
 
-The autoencoder (its encoder at tau = 999) learns together with the UNet: L1 and L2 on decoded pixels, and a little L2
-to the latents that the autoencoder of stage 0 gives the truth, so that latents stay what they were. Only the output
-group o learns: delta and kappa stay zero.
+The mini's autoencoder (its encoder at tau = 999) learns together with the UNet, and a little L2 to the latents that the
+autoencoder gave the truth before keeps latents what they were. Only the output group o learns: delta and kappa stay
+zero. In place of the photographs, another restorer's pictures can be the target (`--restored`, `--lr`): then this makes
+an in-family twin of that restorer.
 """
 
 import copy
-import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import tyro
-from torch import Tensor
+from accelerate.utils import set_seed
+from torch import Tensor, nn
 
-from ctsr.models.autoencoder_mini import TimeAwareAutoencoderMini
-from ctsr.models.unet_mini import TimeConditionedUNetMini
-from training.autoencoder import parameter_groups
-from training.loop import Run, Sample, averaged, fit, rate, update
-from training.one_step import OneStep, Pairs, held_back_pairs, make_pair, validate
-from training.photos import load_photos
+from ctsr import networks
+from training import adapt as adapting
+from training.adapt import Adapt, adapt, finish
+from training.data import Data, mini_data, open_photos, open_source, sd21_data
+from training.loop import Run, Turn, fit
+from training.one_step import OneStep, open_pipeline
+from training.pairs import paired_photos
+from training.perceptual import NoDistance
+from training.realism import total
+from training.reconstruction import Reconstruction, reconstruction_losses
+from training.sources import ByNumber, Sample
+from training.stage import main, save, validate
+
+MINI_DISTANCES = Reconstruction(l1=1.0, l2=5.0, perceptual=0.0, features="none")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Defaults for two CPU cores."""
+    """Defaults and their reasons.
 
-    photos: Path
-    autoencoder: Path
+    Attributes:
+        start: "mini", a stage's file, or an SD 2.1 base folder.
+        reconstruction: for the mini L1 + 5 L2: PSNR is what this end is for, L1 alone under-weights edges.
+        latent_weight: of the distance to the latents of the truth; SD's encoder is frozen for that end already.
+        lr, restored: folders of low-resolution pictures and of what another restorer made of them, instead of
+            degraded photographs.
+    """
+
+    data: Data
     run: Run
-    pairs: Pairs = field(default_factory=Pairs)
+    start: str
+    adapt: Adapt = adapting.MINI
     peak_rate: float = 5e-4
-    autoencoder_factor: float = 0.4  # it starts trained
-    ema: float = 0.998
-    l2_weight: float = 5.0  # PSNR is what this end is for; L1 alone under-weights edges
+    reconstruction: Reconstruction = MINI_DISTANCES
     latent_weight: float = 0.05
+    lr: Path | None = None
+    restored: Path | None = None
 
 
-def fidelity_loss(x: Tensor, truth: Tensor, l2_weight: float) -> Tensor:
-    """L1 + l2_weight * L2 on [-1, 1] pictures."""
-    return F.l1_loss(x, truth) + l2_weight * F.mse_loss(x, truth)
+MINI = Recipe(data=mini_data(), run=Run(out=tyro.MISSING, steps=6000), start=tyro.MISSING)
+SD21 = Recipe(
+    data=sd21_data(),
+    run=Run(out=tyro.MISSING, steps=4000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
+    start=tyro.MISSING,
+    adapt=adapting.SD21,
+    peak_rate=5e-5,
+    reconstruction=Reconstruction(l2=1.0, perceptual=0.0, features="none"),
+    latent_weight=0.0,
+)
+RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}
 
 
-def build(autoencoder: Path) -> OneStep:
-    """A fresh UNet behind the trained autoencoder."""
-    vae = TimeAwareAutoencoderMini.from_pretrained(autoencoder)
-    channels = vae.config["latent_channels"]
-    unet = TimeConditionedUNetMini(in_channels=channels, out_channels=3 * channels)
-    return OneStep(vae, unet).to(memory_format=torch.channels_last)
+class Generator(nn.Module):
+    """The generator's loss."""
+
+    def __init__(self, model: OneStep, recipe: Recipe):
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.first_vae = copy.deepcopy(model.vae).requires_grad_(False) if recipe.latent_weight else None
+        self.perceptual = NoDistance()
+
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        """`loss` and its terms."""
+        truth = batch["soft"].contiguous(memory_format=torch.channels_last)
+        z = self.model(batch["lr"]).z0
+        terms = reconstruction_losses(self.model.decode(z), truth, self.recipe.reconstruction, self.perceptual)
+        if self.first_vae is not None:
+            with torch.no_grad():
+                aim = self.model.scaling_factor * networks.encoder(self.first_vae, None).call(truth)
+            terms["latents"] = self.recipe.latent_weight * F.mse_loss(z, aim.float())
+        return total(terms)
 
 
 def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end saves the averaged networks."""
-    photos = load_photos(recipe.photos)
-    torch.manual_seed(recipe.pairs.seed)
-    model = build(recipe.autoencoder)
-    teacher = copy.deepcopy(model.vae).requires_grad_(False)
-    average = averaged(model, recipe.ema)
-    groups = [*parameter_groups(model.vae, recipe.autoencoder_factor), {"params": list(model.unet.parameters())}]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=1e-3)
-    pairs = held_back_pairs(photos, recipe.pairs)
-
-    def step_of(step: int, batch: Sample) -> dict[str, float]:
-        truth = batch["soft"].contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16):
-            with torch.no_grad():
-                target = model.scaling_factor * teacher.encode(truth).latents
-            z = model(batch["lr"]).z0
-            x = model.decode(z)
-        pixels = fidelity_loss(x, truth, recipe.l2_weight)
-        latents = F.mse_loss(z, target.float())
-        update(optimizer, pixels + recipe.latent_weight * latents, rate(step, recipe.run.steps, recipe.peak_rate))
-        average.update_parameters(model)
-        return {"pixels": pixels.item(), "latents": latents.item()}
-
-    parts = {"model": model, "average": average, "optimizer": optimizer}
-    make = lambda index: make_pair(photos, recipe.pairs, index)  # noqa: E731
-    if fit(recipe.run, make, step_of, parts, lambda: validate(average.module, pairs)):
-        average.module.vae.save_pretrained(recipe.run.out / "vae")
-        average.module.unet.save_pretrained(recipe.run.out / "unet")
+    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
+    set_seed(recipe.run.seed)
+    photos, pairs = open_photos(recipe.data)
+    pipeline = open_pipeline(recipe.start, "osediff")
+    model = OneStep(pipeline)
+    generator = Generator(model, recipe)
+    groups = adapt(model, recipe.adapt)
+    source = open_source(recipe.data, photos)
+    if recipe.lr is not None or recipe.restored is not None:
+        if recipe.lr is None or recipe.restored is None:
+            raise ValueError("Give --lr and --restored together, folders of pictures of the same names.")
+        restored = paired_photos(recipe.lr, recipe.restored, None)
+        crop, seed = recipe.data.pairs.crop, recipe.data.pairs.seed
+        source = ByNumber(lambda index: restored.make(index, crop, seed))
+    turns = [Turn("generator", generator, recipe.peak_rate, groups)]
+    if fit(recipe.run, source, turns, lambda: validate(model, pairs)):
+        finish(model, recipe.adapt)
+        save(pipeline, recipe.run.out)
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(tyro.cli(Recipe))
+    main(RECIPES, train)

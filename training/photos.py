@@ -4,6 +4,7 @@ import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,8 @@ from PIL import Image, ImageOps
 logger = logging.getLogger(__name__)
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+# What Pillow raises on files that are damaged, cut off or made to do harm.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -23,9 +26,45 @@ class Photos:
     skipped: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Crop:
+    """Where a square of `size` px is cut from a picture, and how it is turned.
+
+    Attributes:
+        top: first row.
+        left: first column.
+        size: side of the result.
+        step: 2 cuts a square twice as large and halves it.
+        mirrored: left and right change places.
+        turns: quarter turns, after mirroring.
+    """
+
+    top: int
+    left: int
+    size: int
+    step: int
+    mirrored: bool
+    turns: int
+
+
 def is_held_back(name: str) -> bool:
     """One photograph in twelve, by the hash of its name, whatever else lies in the folder."""
     return hashlib.sha256(name.encode()).digest()[0] < 256 // 12
+
+
+def photo_paths(folder: Path) -> dict[str, Path]:
+    """Every picture file under `folder` by its name, the path relative to the folder, in order of the paths."""
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return {path.relative_to(folder).as_posix(): path for path in paths}
+
+
+def read_photo(file: Path | IO[bytes]) -> NDArray[np.uint8] | None:
+    """[H, W, 3] uint8, upright; None where the file is not a whole picture."""
+    try:
+        with Image.open(file) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    except UNREADABLE:
+        return None
 
 
 def load_photos(folder: Path, min_side: int = 256, limit: int | None = None) -> Photos:
@@ -33,16 +72,9 @@ def load_photos(folder: Path, min_side: int = 256, limit: int | None = None) -> 
     train: dict[str, NDArray[np.uint8]] = {}
     held_back: dict[str, NDArray[np.uint8]] = {}
     skipped: list[str] = []
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    for path in paths[:limit]:
-        name = path.relative_to(folder).as_posix()
-        try:
-            with Image.open(path) as image:
-                pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except OSError:
-            skipped.append(name)
-            continue
-        if min(pixels.shape[:2]) < min_side:
+    for name, path in list(photo_paths(folder).items())[:limit]:
+        pixels = read_photo(path)
+        if pixels is None or min(pixels.shape[:2]) < min_side:
             skipped.append(name)
             continue
         (held_back if is_held_back(name) else train)[name] = pixels
@@ -53,14 +85,39 @@ def load_photos(folder: Path, min_side: int = 256, limit: int | None = None) -> 
     return Photos(train, held_back, tuple(skipped))
 
 
+def draw_crop(height: int, width: int, size: int, rng: np.random.Generator, halve: bool = True) -> Crop:
+    """A crop anywhere in a picture, mirrored and turned at random.
+
+    Args:
+        height: of the picture.
+        width: of the picture.
+        size: side of the crop.
+        rng: where all randomness comes from.
+        halve: three in ten crops of a picture of more than 1000 px are taken at half size.
+
+    Raises:
+        ValueError: the crop does not fit.
+    """
+    side = min(height, width)
+    if side < size:
+        raise ValueError(f"a crop of {size} px does not fit in a picture of {width}x{height}: leave small ones out.")
+    step = 2 if halve and side >= 2 * size and side > 1000 and rng.random() < 0.3 else 1
+    top, left = int(rng.integers(0, height - step * size + 1)), int(rng.integers(0, width - step * size + 1))
+    return Crop(top, left, size, step, bool(rng.random() < 0.5), int(rng.integers(0, 4)))
+
+
+def cut(pixels: NDArray[np.uint8], crop: Crop) -> NDArray[np.uint8]:
+    """The crop of a picture [H, W, 3], as [size, size, 3]."""
+    side = crop.step * crop.size
+    square = pixels[crop.top : crop.top + side, crop.left : crop.left + side]
+    if crop.step == 2:
+        halved = Image.fromarray(square).resize((crop.size, crop.size), Image.Resampling.LANCZOS)
+        square = np.asarray(halved)
+    if crop.mirrored:
+        square = square[:, ::-1]
+    return np.ascontiguousarray(np.rot90(square, crop.turns))
+
+
 def random_crop(pixels: NDArray[np.uint8], size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A square crop [size, size, 3], mirrored and turned at random; of a large one, three in ten at half size."""
-    step = 2 if min(pixels.shape[:2]) >= 2 * size and min(pixels.shape[:2]) > 1000 and rng.random() < 0.3 else 1
-    h, w = pixels.shape[:2]
-    top, left = rng.integers(0, h - step * size + 1), rng.integers(0, w - step * size + 1)
-    crop = pixels[top : top + step * size, left : left + step * size]
-    if step == 2:
-        crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.LANCZOS))
-    if rng.random() < 0.5:
-        crop = crop[:, ::-1]
-    return np.ascontiguousarray(np.rot90(crop, rng.integers(0, 4)))
+    return cut(pixels, draw_crop(*pixels.shape[:2], size, rng))

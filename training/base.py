@@ -1,0 +1,130 @@
+"""Stable Diffusion 2.1-base as the starting point of training: its shapes, its folder as a pipeline of a family."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from safetensors import SafetensorError
+from torch import nn
+
+from ctsr import CheckpointError, CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, get_family
+from ctsr.prompts import encode_prompts
+
+ModelT = TypeVar("ModelT", AutoencoderKL, UNet2DConditionModel)
+
+SD21_UNET: Mapping[str, Any] = MappingProxyType(
+    {
+        "sample_size": 64,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": (320, 640, 1280, 1280),
+        "layers_per_block": 2,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": (5, 10, 20, 20),  # heads; diffusers' old name for them
+        "use_linear_projection": True,
+    }
+)
+"""Arguments of SD 2.1-base's `UNet2DConditionModel`; the rest are defaults. 865,910,724 parameters."""
+
+SD21_VAE: Mapping[str, Any] = MappingProxyType(
+    {
+        "sample_size": 768,
+        "latent_channels": 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "scaling_factor": 0.18215,
+    }
+)
+"""Arguments of its `AutoencoderKL`, or of `TimeAwareAutoencoderKL`. 83,653,863 parameters, without the time layers."""
+
+NEGATIVE_PROMPT = (
+    "painting, oil painting, illustration, drawing, art, sketch, cartoon, CG Style, 3D render, unreal engine, "
+    "blurring, dirty, messy, worst quality, low quality, frames, watermark, signature, jpeg artifacts, deformed, "
+    "lowres, over-smooth"
+)
+"""OSEDiff's: the unconditional branch of guidance in its realism loss."""
+
+
+def load_base(folder: Path, family: str, prompt: str = "", time_aware: bool = True) -> CTSRPipeline:
+    """A Stable Diffusion 2.1-base folder as a pipeline of `family` that has yet to be trained, fp32.
+
+    Args:
+        folder: in diffusers' layout, with unet/, vae/, tokenizer/ and text_encoder/.
+        family: one that starts from the plain UNet: ctsr (its outputs widened to three groups), osediff or tadsr.
+        prompt: baked into the pipeline.
+        time_aware: give the encoder time layers; until they are trained they change nothing.
+
+    Raises:
+        CheckpointError: the folder lacks a part, cannot be read or is not one of epsilon prediction.
+        ValueError: a family that cannot start here.
+    """
+    known = get_family(family)
+    if known.concat_latent or known.variants:
+        raise ValueError(f"Family {family!r} does not start from the plain UNet of SD 2.1-base.")
+    if not time_aware and known.encoder_timesteps != (None,):
+        raise ValueError(f"Family {family!r} gives its encoder a timestep: leave time_aware on.")
+    check_epsilon(folder)
+    unet = read(UNet2DConditionModel, folder / "unet")
+    vae = read(AutoencoderKL, folder / "vae")
+    embeds = encode_prompts(folder, [prompt])
+    if known.output_groups > 1:
+        widen_conv_out(unet, known.output_groups)
+    return CTSRPipeline(
+        TimeAwareAutoencoderKL.from_autoencoder_kl(vae) if time_aware else vae,
+        unet,
+        PromptEmbeddings.from_embeds(embeds),
+        family=family,
+    )
+
+
+def check_epsilon(folder: Path) -> None:
+    """Raises CheckpointError for SD 2.1's 768-pixel sibling, whose UNet predicts v; the files look alike otherwise."""
+    config = folder / "scheduler" / "scheduler_config.json"
+    if not config.is_file():
+        return
+    kind = json.loads(config.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
+    if kind != "epsilon":
+        raise CheckpointError(f"{folder} is of {kind}: give Stable Diffusion 2.1-base, which predicts the noise.")
+
+
+def read(cls: type[ModelT], folder: Path) -> ModelT:
+    """A model that diffusers saved, fp32; raises CheckpointError with what to do."""
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} is not there: give a Stable Diffusion 2.1-base folder in diffusers' layout.")
+    try:
+        model, keys = cast(Any, cls).from_pretrained(folder, low_cpu_mem_usage=False, output_loading_info=True)
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be loaded ({str(error).splitlines()[0]}); fetch it again.") from error
+    if keys["missing_keys"]:  # diffusers leaves these at random
+        raise CheckpointError(f"{folder} cannot be loaded ({keys['missing_keys'][0]} is missing); fetch it again.")
+    return model.float()
+
+
+def widen_conv_out(unet: UNet2DConditionModel, groups: int = 3) -> None:
+    """Gives `conv_out` `groups` times its channels, in place; the new ones are zero, and the config says so too.
+
+    Family `ctsr` reads the groups as [o, delta, kappa]: a widened UNet gives its old picture at every t.
+
+    Raises:
+        ValueError: `conv_out` carries an adapter.
+    """
+    old = unet.conv_out
+    if not isinstance(old, nn.Conv2d):
+        raise ValueError("conv_out carries an adapter: call merge_lora(unet), then widen it.")
+    channels = groups * old.out_channels
+    new = nn.Conv2d(old.in_channels, channels, old.kernel_size, padding=old.padding).to(old.weight)
+    with torch.no_grad():
+        for wide, narrow in ((new.weight, old.weight), (new.bias, old.bias)):
+            wide.zero_()[: old.out_channels] = narrow
+    unet.conv_out = new
+    unet.register_to_config(out_channels=channels)
+    # What diffusers noted as left at its default when the model was built would be dropped by `from_config`.
+    defaults = [name for name in unet.config.get("_use_default_values", []) if name != "out_channels"]
+    unet.register_to_config(_use_default_values=defaults)

@@ -74,7 +74,10 @@ def save_single_file(pipeline: CTSRPipeline, path: Path, dtype: torch.dtype) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode  # as any new file here; newer releases of safetensors write for the owner alone
         library.torch.save_file(tensors, partial, metadata={"format": FORMAT, "config": config})
+        partial.chmod(mode)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

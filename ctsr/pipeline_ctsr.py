@@ -28,6 +28,7 @@ from . import families, networks
 from .color_fix import ColorFix, apply_color_fix
 from .errors import CheckpointError
 from .families import Dial, Endpoints, Family, Parameterization, get_family
+from .lora import lora_layers
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from .models.prompt_embeddings import PromptEmbeddings
 from .precision import in_fp32
@@ -159,8 +160,14 @@ class CTSRPipeline(DiffusionPipeline):
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # hands all on
         self, save_directory: str | Path, **options: Any
     ) -> None:
-        """A folder for `from_pretrained`, as diffusers writes it; its older releases refuse channels-last weights."""
+        """A folder for `from_pretrained`, as diffusers writes it; its older releases refuse channels-last weights.
+
+        Raises:
+            ValueError: a component carries LoRA, which such a folder cannot tell of.
+        """
         base: Any = super()
+        if lora_layers(self.vae) or lora_layers(self.unet):
+            raise ValueError("A folder cannot hold LoRA apart: use save_single_file, or fold it in with merge_lora.")
         for component in (self.vae, self.unet):
             cast(Any, component).to(memory_format=torch.contiguous_format)
         try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ctsr import CheckpointError, CTSRPipeline, loading
 from ctsr.loading import MINI_WEIGHTS, load_pipeline
+from ctsr.lora import add_lora
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -317,3 +318,18 @@ def test_a_class_that_cannot_be_loaded_back_is_not_saved(make_sd, tmp_path):
     with pytest.raises(ValueError, match="cannot keep a OwnUNet"):
         pipeline.save_single_file(path)
     assert not path.parent.exists()
+
+
+def test_others_may_read_a_file_where_they_may_read_new_files(tiny_mini: CTSRPipeline, tmp_path: Path) -> None:
+    (tmp_path / "new").touch()
+    tiny_mini.save_single_file(tmp_path / "weights.safetensors")
+    assert (tmp_path / "weights.safetensors").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_a_folder_cannot_hold_lora_apart(make_sd, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    pipeline = make_sd()
+    add_lora(pipeline.unet, {"default": ["conv_out"]})
+    with pytest.raises(ValueError, match="merge_lora"):
+        pipeline.save_pretrained(tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

@@ -6,13 +6,14 @@ python -m training.export pairs --photos PHOTOS --out RUNS/held_back
 
 import logging
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import tyro
 from PIL import Image
 from torch import Tensor
 
+from ctsr import TimeConditionedUNetMini
 from ctsr.color_fix import ColorFix
 from training.data import mini_data
 from training.one_step import open_pipeline
@@ -22,12 +23,41 @@ from training.photos import load_photos
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@torch.no_grad()
+def extend_(unet: TimeConditionedUNetMini, share: float) -> None:
+    """Moves t = 0 on by `share` of the way between the ends, in place; t = 1 and the curve stay where they are.
+
+    With t_old = -share + (1 + share) t, z(t_old) is again z0 + t delta + t (1 - t) kappa, and the new groups are linear
+    in the old ones. For residual prediction, z0 = z_L - o.
+    """
+    for parameter in (unet.conv_out.weight, cast(Tensor, unet.conv_out.bias)):
+        o, delta, kappa = (group.clone() for group in parameter.chunk(3))
+        bend = share * (1 + share) * kappa
+        parameter.copy_(torch.cat([o + share * delta + bend, (1 + share) * delta + bend, (1 + share) ** 2 * kappa]))
+
+
 def weights(
-    model: Path, out: Path, precision: Literal["fp32", "bf16", "fp16"] = "fp16", color_fix: ColorFix = "wavelet"
+    model: Path,
+    out: Path,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp16",
+    color_fix: ColorFix = "wavelet",
+    extend: float = 0.0,
 ) -> None:
-    """Writes a stage's file again, smaller, with the colour fix that it shall use by default."""
+    """Writes a stage's file again, smaller.
+
+    Args:
+        model: a stage's file.
+        out: the file to write.
+        precision: of its tensors.
+        color_fix: what it shall use by default.
+        extend: how far beyond the stage's own realistic end t = 0 shall lie, of the way between its ends; of the mini.
+    """
     pipeline = open_pipeline(model)
     pipeline.register_to_config(color_fix=color_fix)
+    if extend:
+        if pipeline.family.name != "ctsr" or pipeline.family.parameterization != "residual":
+            raise ValueError(f"{model} is not a ctsr-mini: leave --extend at 0.")
+        extend_(cast(TimeConditionedUNetMini, pipeline.unet), extend)
     pipeline.save_single_file(out, DTYPES[precision])
 
 

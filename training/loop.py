@@ -154,7 +154,7 @@ def own_device() -> torch.device:
 
     `PartialState()` alone does not ask whether the CPU was wanted: each of several processes would think it is alone.
     """
-    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device
+    return cast(torch.device, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device)
 
 
 @contextmanager

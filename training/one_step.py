@@ -1,7 +1,7 @@
 """The one-step model as the stages train it: the networks of a pipeline, differentiable and without tiles."""
 
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -64,12 +64,12 @@ class OneStep(nn.Module):
     @property
     def scaling_factor(self) -> float:
         """s of z = s * E(x)."""
-        return float(cast(float, self.vae.config["scaling_factor"]))
+        return float(cast(Any, self.vae).config["scaling_factor"])
 
     @property
     def latent_channels(self) -> int:
         """C of a latent."""
-        return cast(int, self.vae.config["latent_channels"])
+        return int(cast(Any, self.vae).config["latent_channels"])
 
     def encode(self, x: Tensor, timestep: Timestep | None = None) -> Tensor:
         """z_L, scaled: [B, 3, H, W] in [-1, 1] -> [B, C, H/8, W/8]; `timestep` of the encoder, None for the plain."""

@@ -5,6 +5,7 @@ compares what the blocks of an encoder of ours see; the recipe chooses, nothing 
 """
 
 import copy
+from importlib import import_module
 from typing import Any, Literal, cast
 
 import torch
@@ -22,7 +23,7 @@ class Lpips(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         try:
-            import lpips
+            lpips = import_module("lpips")
         except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
             raise ImportError(
                 f"The perceptual loss 'lpips' needs the lpips package and torchvision ({error}): "

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,8 @@ def test_the_gradient_reaches_the_first_picture_only(model: OneStep) -> None:
 def test_the_features_are_those_of_the_plain_encoder_as_it_was(model: OneStep) -> None:
     loss = EncoderFeatures(model.vae.encoder)
     seen: list[Tensor] = []
-    for block in (*model.vae.encoder.blocks_4, *model.vae.encoder.blocks_8):
+    encoder: Any = model.vae.encoder
+    for block in (*encoder.blocks_4, *encoder.blocks_8):
         block.register_forward_hook(lambda _m, _i, output: seen.append(output))
     with torch.no_grad():
         model.encode(pictures())

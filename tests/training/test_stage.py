@@ -53,7 +53,7 @@ def test_the_score_is_the_mean_along_the_dial_beside_bicubic(
     lr, soft = pairs[0]["lr"][None], pairs[0]["soft"][None]
     assert report.figures["bicubic"] == pytest.approx(psnr_y(enlarge(lr), soft))
     for t in (0.0, 1.0):
-        picture = pipeline((lr + 1) / 2, t=t, color_fix="none", output_type="pt").images
+        picture = torch.as_tensor(pipeline((lr + 1) / 2, t=t, color_fix="none", output_type="pt").images)
         assert report.figures[f"t={t:g}"] == pytest.approx(psnr_y(2 * picture - 1, soft), abs=1e-3)
     assert {name: tuple(x.shape) for name, x in report.pictures.items()} == dict.fromkeys(
         ("bicubic", "t=0", "t=1", "HR"), (4, 3, 64, 64)

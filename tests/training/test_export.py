@@ -1,0 +1,46 @@
+"""Release files: smaller, and with a longer dial where asked."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from ctsr import CTSRPipeline
+from ctsr.families import blend
+from training.export import extend_, pairs, weights
+from training.one_step import OneStep
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_longer_dial_is_the_same_curve_run_further(make_mini: Callable[..., CTSRPipeline], share: float) -> None:
+    old, new = OneStep(make_mini()), OneStep(make_mini())
+    extend_(new.unet, share)
+    lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = old(lr), new(lr)
+        for t in (0.0, 0.4, 1.0):
+            s = -share + (1 + share) * t
+            expected = before.z0 + s * before.delta + s * (1 - s) * before.kappa
+            torch.testing.assert_close(blend(after, t), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_release_is_half_the_size_and_has_its_colour_fix(tiny_mini_file: Path, tmp_path: Path) -> None:
+    weights(tiny_mini_file, tmp_path / "small.safetensors", color_fix="adain")
+    small = CTSRPipeline.from_single_file(tmp_path / "small.safetensors")
+    assert small.config["color_fix"] == "adain"
+    assert (tmp_path / "small.safetensors").stat().st_size < 0.6 * tiny_mini_file.stat().st_size
+
+
+def test_only_a_mini_can_be_extended(make_sd: Callable[..., CTSRPipeline], tmp_path: Path) -> None:
+    make_sd().save_single_file(tmp_path / "sd.safetensors", torch.float32)
+    with pytest.raises(ValueError, match="leave --extend at 0"):
+        weights(tmp_path / "sd.safetensors", tmp_path / "out.safetensors", extend=0.2)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_held_back_pairs_are_written_as_pictures(photos: Path, tmp_path: Path) -> None:
+    pairs(photos, tmp_path, size=128)
+    with Image.open(tmp_path / "LR/000.png") as lr, Image.open(tmp_path / "HR/000.png") as hr:
+        assert (lr.size, hr.size) == ((32, 32), (128, 128))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from training import fidelity, osediff
-from training.adapt import MINI, SD21, Adapt, adapt
+from training.adapt import MINI, SD21, Adapt, adapt, finish
 from training.lora import unet_targets, vae_targets
 from training.one_step import OneStep
 
@@ -145,3 +145,25 @@ def test_checkpointing_gives_equal_gradients(make_sd: Callable[..., CTSRPipeline
     for name, gradient in plain.items():
         torch.testing.assert_close(again[name], gradient, rtol=1e-4, atol=1e-6)
     assert max(float(gradient.abs().max()) for gradient in plain.values()) > 0
+
+
+@pytest.mark.parametrize("keep_lora", [False, True])
+def test_at_the_end_all_is_fp32_and_nothing_of_lora_is_rounded_away(
+    make_sd: Callable[..., CTSRPipeline], keep_lora: bool
+) -> None:
+    model, what = OneStep(make_sd("osediff")), replace(SD21, keep_lora=keep_lora)
+    adapt(model, what)
+    layer = model.unet.conv_out
+    base = layer.base_layer.weight.detach().float()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora_B." in name:
+                parameter.fill_(1e-5)  # far below what bf16 resolves
+        b, a = (layer.get_submodule(f"lora_{ab}.default_decoder").weight for ab in "BA")
+        delta = 2 * torch.einsum("or,rihw->oihw", b[..., 0, 0], a)
+    finish(model, what)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert bool([name for name, _ in model.named_parameters() if ".lora_" in name]) == keep_lora
+    if not keep_lora:
+        torch.testing.assert_close(model.unet.conv_out.weight.detach() - base, delta, rtol=0, atol=1e-7)
+        assert delta.abs().max() > 1e-5

@@ -1,7 +1,7 @@
 """Stage 1 of CTSR (arXiv 2503.14272): a student of two teachers, the realistic end of the dial.
 
     python -m training.stage1 mini --data.photos PHOTOS --start RUNS/osediff/model.safetensors \\
-        --fidelity RUNS/fidelity/model.safetensors --prior RUNS/prior/model.safetensors --run.out RUNS/stage1
+        --fidelity RUNS/fidelity/model.safetensors --run.out RUNS/stage1
     python -m training.stage1 sd21 --data.photos PHOTOS --start RUNS/osediff/model.safetensors \\
         --fidelity RUNS/fidelity/model.safetensors --autoencoder SD21_BASE --run.out RUNS/stage1
 
@@ -106,7 +106,6 @@ MINI = Recipe(
     data=mini_data(),
     run=replace(osediff.MINI.run, steps=200),
     start=tyro.MISSING,
-    prior=tyro.MISSING,
     adapt=osediff.MINI.adapt,
     peak_rate=osediff.MINI.peak_rate,
     reconstruction=osediff.MINI.reconstruction,

@@ -65,8 +65,7 @@ MINI = Recipe(
     data=mini_data(),
     run=Run(out=tyro.MISSING, steps=4000, ema=0.998),
     start=tyro.MISSING,
-    # As far as osediff's without VSD, whose law is not measured for the mini here.
-    realism=replace(osediff.MINI.realism, vsd=replace(osediff.MINI.realism.vsd, weight=0.0)),
+    realism=osediff.MINI.realism,
     parameterization="residual",
     adversarial_by_timestep=True,
 )

@@ -34,9 +34,7 @@ def batch(make_batch: Callable[..., Sample]) -> Sample:
 
 
 @pytest.fixture
-def mini(
-    photos: Path, stage_files: dict[str, Path], tiny_prior_file: Path, make_run: Callable[..., Run], tmp_path: Path
-) -> stage1.Recipe:
+def mini(photos: Path, stage_files: dict[str, Path], make_run: Callable[..., Run], tmp_path: Path) -> stage1.Recipe:
     """The mini's recipe on tiny files."""
     return replace(
         stage1.MINI,
@@ -44,7 +42,6 @@ def mini(
         run=make_run(tmp_path / "out"),
         start=str(stage_files["mini"]),
         fidelity=stage_files["mini fidelity"],
-        prior=tiny_prior_file,
     )
 
 

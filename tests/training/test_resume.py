@@ -64,7 +64,7 @@ def start(out: Path, photos: Path, weights: Path) -> subprocess.Popen[bytes]:
 
 
 def finish(process: subprocess.Popen[bytes]) -> None:
-    _, said = process.communicate(timeout=600)
+    _, said = process.communicate(timeout=900)
     assert process.returncode == 0, said.decode()
 
 
@@ -75,7 +75,7 @@ def kill_after(process: subprocess.Popen[bytes], checkpoint: Path, step: int) ->
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             break
-        time.sleep(0.005)
+        time.sleep(0.02)
     assert process.returncode == -signal.SIGKILL
 
 

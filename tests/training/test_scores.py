@@ -51,7 +51,8 @@ def test_which_adapters_learn(make_sd: Callable[..., CTSRPipeline], lora, parts:
         for name in names
     }
     assert found == parts
-    (group,) = scores.groups or ()
+    assert scores.groups is not None
+    (group,) = scores.groups
     assert {id(p) for p in group["params"]} == {id(p) for p in lora_parameters(scores.network)}
     assert {id(p) for p in group["params"]} == {id(p) for p in scores.network.parameters() if p.requires_grad}
     assert len(list(group["params"])) == len(list(group["params"])) == len(names)

@@ -1,7 +1,11 @@
 """ComfyUI's entry: the host loads this file by path, under whatever name the folder has.
 
-The nodes are still to come. Until then the mapping is there and empty, since the host reports a pack that has neither
-a mapping nor an entry point as a failed import. Importing this imports neither torch nor diffusers.
+Importing it imports neither torch nor diffusers: the nodes follow when the host asks for them, the library at the first
+execution.
 """
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
+from .nodes import comfy_entrypoint
+
+WEB_DIRECTORY = "./web"
+
+__all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]

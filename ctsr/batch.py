@@ -401,7 +401,7 @@ def sweep(job: Job, model: Model, options: Options, dials: Sequence[float], call
     height, width = check_picture(picture, job.target / f"{stem}.png", options, model.device)
     pipe, color_fix = model.pipeline, model.color_fix(options)
     alpha = enlarged_alpha(picture, height, width)
-    side = max(LABEL_WIDTH, min(PANEL_SIDE, STRIP_WIDTH // (len(dials) + 1)))
+    side = panel_side(len(dials) + 1)
     panels = [panel(resize(picture.rgb, height, width).clamp_(0, 1), alpha, "bicubic", side)]
     tile = options.tile
     encoded = pipe.encode(picture.rgb, height, width, tile=tile, callback=callback)
@@ -416,6 +416,11 @@ def sweep(job: Job, model: Model, options: Options, dials: Sequence[float], call
         panels.append(panel(rgb, alpha, f"t = {dial_name(t)}", side))
     write_picture(job.target / f"{stem}_strip.png", torch.cat(panels, dim=3), picture)
     return f"{len(dials)} pictures of {width}x{height} and a strip"
+
+
+def panel_side(panels: int) -> int:
+    """Side in pixels of each of so many panels of a strip."""
+    return max(LABEL_WIDTH, min(PANEL_SIDE, STRIP_WIDTH // panels))
 
 
 def dial_name(t: float) -> str:

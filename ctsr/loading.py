@@ -195,24 +195,41 @@ def load_pipeline(model: str | Path, torch_dtype: DType = "auto", device: torch.
     path = Path(model)
     if not path.is_dir():
         return load_single_file(CTSRPipeline, path, torch_dtype, device)
-    if not (path / "model_index.json").is_file():
-        raise CheckpointError(f"{path} is a folder without model_index.json; give one that save_pretrained wrote.")
     dtype = choose_dtype("auto", device) if torch_dtype == "auto" else torch_dtype
-    folder: Any = CTSRPipeline
-    try:
-        # In fp32, cast below: newer releases of diffusers warn of `torch_dtype`, older ones know no other name.
-        pipeline = cast(CTSRPipeline, folder.from_pretrained(path, low_cpu_mem_usage=False))
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        RuntimeError,
-        safetensors.SafetensorError,
-    ) as error:
-        raise CheckpointError(f"{path} cannot be loaded ({first_line(error)}); fetch it again.") from error
+    pipeline = load_folder(CTSRPipeline, path)
     for name in COMPONENTS:
         if (component := getattr(pipeline, name)) is not None:
             move(component, device, dtype)
     return pipeline
+
+
+def load_folder(cls: type[PipelineT], path: Path) -> PipelineT:
+    """The pipeline of a folder that `save_pretrained` wrote, fp32, on the CPU.
+
+    Built from its components, not by diffusers' own resolution of module paths, which fails where this package goes by
+    another name, as inside a host that loads it from a folder.
+
+    Raises:
+        CheckpointError: no model_index.json, a component of no class of `CLASSES`, or damaged files.
+    """
+    index = path / "model_index.json"
+    if not index.is_file():
+        raise CheckpointError(f"{path} is a folder without model_index.json; give one that save_pretrained wrote.")
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"))
+        models = {name: load_component(path / name, entries[name][1]) for name in COMPONENTS if has(entries, name)}
+        return cls(**models, **{key: entries[key] for key in SETTINGS if key in entries})
+    except (OSError, *BROKEN) as error:
+        raise CheckpointError(f"{path} cannot be loaded ({first_line(error)}); fetch it again.") from error
+
+
+def has(entries: Mapping[str, Any], name: str) -> bool:
+    """Whether model_index.json names a component, rather than [null, null]."""
+    return name in entries and entries[name][1] is not None
+
+
+def load_component(path: Path, class_name: str) -> ModelMixin:
+    """A component's folder, fp32; raises KeyError for a class that is not one of `CLASSES`."""
+    model: Any = CLASSES[class_name]
+    # In fp32: newer releases of diffusers warn of `torch_dtype`, older ones know no other name.
+    return cast(ModelMixin, model.from_pretrained(path, low_cpu_mem_usage=False))

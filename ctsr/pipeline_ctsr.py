@@ -21,7 +21,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from einops import rearrange
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self  # in typing from Python 3.11
 
 from . import families, networks
@@ -223,14 +223,25 @@ class CTSRPipeline(DiffusionPipeline):
                 tile where that is less.
             callback: progress and cancel.
         """
+        latents = self.encode_unscaled(image, height, width, timestep, tile, tile_overlap, callback)
+        return Encoded(tuple(z.mul_(self.scaling_factor) for z in latents), (height, width), image)
+
+    @torch.no_grad()
+    def encode_unscaled(
+        self,
+        image: Tensor,
+        height: int,
+        width: int,
+        timestep: int | None = None,
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> list[Tensor]:
+        """As `encode`, but E(x) itself, without the factor s: what hosts pass on as a latent. One tensor a tau_e."""
         enlarged = pad(resize(image.float(), height, width), self.pad_multiple)
         enlarged.mul_(2).sub_(1)
-        latents: list[Tensor] = []
-        for step in self._encoder_timesteps(timestep):
-            encoder = networks.encoder(self.vae, step)
-            z = self._run("encode", encoder, enlarged, tile, tile_overlap, callback)
-            latents.append(z.mul_(self.scaling_factor))
-        return Encoded(tuple(latents), (height, width), image)
+        encoders = [networks.encoder(self.vae, step) for step in self._encoder_timesteps(timestep)]
+        return [self._run("encode", encoder, enlarged, tile, tile_overlap, callback) for encoder in encoders]
 
     @torch.no_grad()
     def endpoints(
@@ -289,7 +300,21 @@ class CTSRPipeline(DiffusionPipeline):
             [B, 3, H, W] fp32 in [0, 1].
         """
         z = latents.float() / self.scaling_factor
-        picture = self._run("decode", networks.decoder(self.vae), z, tile, tile_overlap, callback)
+        return self.decode_unscaled(z, size, reference, color_fix, tile, tile_overlap, callback)
+
+    @torch.no_grad()
+    def decode_unscaled(
+        self,
+        latents: Tensor,
+        size: tuple[int, int] | None = None,
+        reference: Tensor | None = None,
+        color_fix: ColorFix = "none",
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> Tensor:
+        """As `decode`, of z / s."""
+        picture = self._run("decode", networks.decoder(self.vae), latents, tile, tile_overlap, callback)
         picture = picture.add_(1).div_(2)
         if size is not None:
             picture = picture[..., : size[0], : size[1]]
@@ -429,6 +454,10 @@ class CTSRPipeline(DiffusionPipeline):
         if self.family.needs_seed and generator is None:
             raise ValueError("This checkpoint starts from noise: pass generator=torch.Generator().manual_seed(seed).")
 
+    def free_memory(self) -> None:
+        """Called when memory has run out, before the next try with smaller tiles: a host that keeps other models on the
+        device replaces it by a function that evicts them."""
+
     # --- inside ---------------------------------------------------------------------------------------------------
 
     def _encoder_timesteps(self, timestep: int | None) -> tuple[int | None, ...]:
@@ -455,6 +484,10 @@ class CTSRPipeline(DiffusionPipeline):
             raise ValueError(f"prompt_embeds must be [1, tokens, {width}], not {list(prompt_embeds.shape)}.")
         return prompt_embeds.expand(batch, -1, -1)
 
+    def _device_of(self, module: nn.Module) -> torch.device:
+        """Where a component computes: where it lies, or where the hooks of offloading will bring it."""
+        return self._execution_device if hasattr(module, "_hf_hook") else next(module.parameters()).device
+
     def _run(
         self,
         stage: str,
@@ -468,7 +501,7 @@ class CTSRPipeline(DiffusionPipeline):
         on_tile: Callable[[int, int], None] | None = None
         if callback is not None:
             on_tile = lambda done, total: callback(stage, done, total)  # noqa: E731
-        device = self._execution_device
+        device = self._device_of(network.module)
         x = x.to(device)
         height, width = x.shape[-2] // network.read_scale, x.shape[-1] // network.read_scale
         shared = (DEFAULT_OVERLAP if overlap is None else overlap) // PIXELS_PER_CELL
@@ -476,7 +509,10 @@ class CTSRPipeline(DiffusionPipeline):
         def run(network: "networks.Network") -> Tensor:
             first = networks.choose_tile(network, height, width, tile, device)
             return run_with_smaller_tiles(
-                lambda side: networks.run_tiled(network, x, side, shared, on_tile), first, max(height, width)
+                lambda side: networks.run_tiled(network, x, side, shared, on_tile),
+                first,
+                max(height, width),
+                self.free_memory,
             )
 
         out = run(network)
@@ -525,8 +561,11 @@ def check_tile(tile: int, tile_overlap: int | None) -> None:
 
 
 def resize(picture: Tensor, height: int, width: int) -> Tensor:
-    """Bicubic (a = -0.5, antialiased when it shrinks, as Pillow does), [B, C, h, w] fp32 -> [B, C, height, width]."""
-    return F.interpolate(picture, size=(height, width), mode="bicubic", antialias=True)
+    """Bicubic (a = -0.5, antialiased when it shrinks, as Pillow does), [B, C, h, w] fp32 -> [B, C, height, width].
+
+    The same bits however the picture lies in memory: torch rounds differently by strides.
+    """
+    return F.interpolate(picture.contiguous(), size=(height, width), mode="bicubic", antialias=True)
 
 
 def pad(picture: Tensor, multiple: int) -> Tensor:

@@ -302,13 +302,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
 
 
-def run_with_smaller_tiles(run: Callable[[int | None], Result], tile: int | None, longest: int) -> Result:
+def run_with_smaller_tiles(
+    run: Callable[[int | None], Result], tile: int | None, longest: int, free_memory: Callable[[], None] | None = None
+) -> Result:
     """`run(tile)`; when memory runs out, once more with the next smaller step of the ladder, and so on.
 
     Args:
         run: takes a side of a tile in cells or None for untiled, and starts from nothing at every call.
         tile: first choice.
         longest: longer side of the picture in cells: larger steps would not be smaller than untiled.
+        free_memory: called before every further try.
 
     Raises:
         TileMemoryError: memory ran out at the smallest step.
@@ -327,6 +330,8 @@ def run_with_smaller_tiles(run: Callable[[int | None], Result], tile: int | None
                 " pixels): close other programs, choose a smaller scale, or run on the CPU."
             )
         logger.warning("Out of memory with %s: trying again with tiles of %d cells.", describe(tile), smaller)
+        if free_memory is not None:
+            free_memory()
         tile = smaller
 
 

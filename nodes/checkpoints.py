@@ -1,0 +1,61 @@
+"""Which checkpoints there are: the built-in one, and files and folders in `models/ctsr` and in extra paths."""
+
+from pathlib import Path
+
+import folder_paths
+
+from .checks import check_choice
+
+KIND = "ctsr"
+BUILT_IN = "ctsr-mini (built-in)"
+SUFFIX = ".safetensors"
+INDEX = "model_index.json"
+
+
+def register_folder() -> None:
+    """Makes `models/ctsr` known to the host, beside paths of that kind which the user has configured."""
+    paths, _ = folder_paths.folder_names_and_paths.get(KIND, ([], set()))
+    own = str(Path(folder_paths.models_dir) / KIND)
+    folder_paths.folder_names_and_paths[KIND] = ([*paths, *([] if own in paths else [own])], {SUFFIX})
+
+
+def choices() -> list[str]:
+    """The built-in checkpoint, then single files, then folders that `save_pretrained` wrote."""
+    folders = {name for root in folder_paths.get_folder_paths(KIND) for name in model_folders(Path(root))}
+    files = [name for name in folder_paths.get_filename_list(KIND) if not any(inside(name, x) for x in folders)]
+    return [BUILT_IN, *files, *sorted(folders)]
+
+
+def model_folders(root: Path) -> list[str]:
+    """Names of the folders directly in `root` that hold a model."""
+    return [index.parent.name for index in root.glob(f"*/{INDEX}")]
+
+
+def inside(name: str, folder: str) -> bool:
+    """Whether a relative file name lies in a folder."""
+    return folder in Path(name).parts[:-1]
+
+
+def find(checkpoint: str) -> Path | None:
+    """Path of one of `choices`, None for the built-in one.
+
+    Raises:
+        ValueError: no such checkpoint; the message says where to put one.
+    """
+    check_choice("checkpoint", checkpoint, choices(), f"Put the file into models/{KIND}, then refresh the browser (R).")
+    if checkpoint == BUILT_IN:
+        return None
+    candidates = (Path(root) / checkpoint for root in folder_paths.get_folder_paths(KIND))
+    return next(path for path in candidates if path.is_file() or (path / INDEX).is_file())
+
+
+def fingerprint(checkpoint: str) -> str:
+    """Changes when the checkpoint's file does, so that the host loads it anew; equal for what cannot be found."""
+    try:
+        path = find(checkpoint)
+    except ValueError:
+        return checkpoint
+    if path is None:
+        return checkpoint
+    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    return ";".join(f"{file}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)

@@ -1,0 +1,100 @@
+"""What a node refuses, in one sentence that names the input and the remedy.
+
+The host checks values of widgets when a prompt is queued, but not those that arrive over a link, no NaN and, in some
+versions, no combos: so every node checks again.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+ENDS = "0 (most realistic) to 1 (most faithful)"
+
+
+def check_dial(name: str, value: float) -> None:
+    """Raises ValueError for a t outside [0, 1] or not a number."""
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} is {value}: give a number from {ENDS}.")
+
+
+def check_range(name: str, value: int | float, low: int | float, high: int | float) -> None:
+    """Raises ValueError for a value outside [low, high] or not a number."""
+    if not low <= value <= high:
+        raise ValueError(f"{name} is {value}: give a number from {low} to {high}.")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str], remedy: str = "") -> None:
+    """Raises ValueError for a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}. {remedy}".rstrip())
+
+
+def split_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Colours and alpha of an IMAGE.
+
+    Args:
+        image: [B, h, w, C] in about [0, 1]; 1 channel is grey, 3 are RGB, 4 RGBA.
+
+    Returns:
+        RGB [B, 3, h, w] fp32, and alpha [B, 1, h, w] fp32 in [0, 1] or None.
+
+    Raises:
+        ValueError: an empty image, another shape, or values that are no picture's.
+    """
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"image has shape {list(image.shape)}: connect an IMAGE with 1, 3 or 4 channels.")
+    if 0 in image.shape:
+        raise ValueError(f"image is empty ({image.shape[2]}x{image.shape[1]} pixels): connect one with pixels.")
+    pixels = image.movedim(-1, 1).float().contiguous()
+    low, high = (float(value) for value in pixels.aminmax())
+    if not (low >= -0.5 and high <= 1.5):  # NaN fails too; a little outside is a resampler's overshoot
+        raise ValueError(f"image holds values from {low:.3g} to {high:.3g}: connect one with values from 0 to 1.")
+    rgb = pixels.expand(-1, 3, -1, -1).contiguous() if pixels.shape[1] == 1 else pixels[:, :3].contiguous()
+    return rgb, pixels[:, 3:].clamp(0, 1) if pixels.shape[1] == 4 else None
+
+
+def check_samples(samples: Tensor, channels: int, alignment: int = 1) -> None:
+    """Raises ValueError for a LATENT's samples that a network cannot take.
+
+    Args:
+        samples: should be [B, channels, h, w], finite, with h and w multiples of `alignment`.
+        channels: of the checkpoint's latents.
+        alignment: of its UNet.
+    """
+    if samples.ndim != 4 or 0 in samples.shape or samples.shape[1] != channels:
+        raise ValueError(
+            f"latent has shape {list(samples.shape)}, but this checkpoint's latents have {channels} channels: "
+            "connect the latent of TimeAwareEncode or TradeoffT of the same checkpoint."
+        )
+    if samples.shape[-2] % alignment or samples.shape[-1] % alignment:
+        raise ValueError(
+            f"latent is {samples.shape[-1]}x{samples.shape[-2]}: its sides must be multiples of {alignment}; connect "
+            "TimeAwareEncode, which pads them."
+        )
+    if not bool(samples.sum().isfinite()):
+        raise ValueError("latent holds NaN or infinite values: look at what comes before it.")
+
+
+def check_mask(mask: Tensor, batch: int, size: tuple[int, int]) -> None:
+    """Raises ValueError for a MASK that does not belong to the picture.
+
+    Args:
+        mask: [B, h, w] or [h, w] of any size with the proportions of the picture.
+        batch: pictures.
+        size: height and width of the result.
+    """
+    if mask.ndim not in (2, 3) or 0 in mask.shape:
+        raise ValueError(f"mask has shape {list(mask.shape)}: connect a MASK, [batch, height, width].")
+    count = mask.shape[0] if mask.ndim == 3 else 1
+    if count not in (1, batch):
+        raise ValueError(f"mask holds {count} masks for {batch} pictures: connect one, or one a picture.")
+    if not bool(torch.isfinite(mask).all()):
+        raise ValueError("mask holds NaN or infinite values: connect one with values from 0 to 1.")
+    (height, width), (h, w) = size, mask.shape[-2:]
+    # The side that the other one and the picture's proportions ask for, give or take a pixel of rounding.
+    if abs(w * height - h * width) > max(height, width, h, w):
+        raise ValueError(
+            f"mask is {w}x{h}, which has not the proportions of the {width}x{height} result: "
+            "connect the mask of the same picture, of any scale."
+        )

@@ -1,0 +1,120 @@
+"""TimeAwareEncode: a picture, enlarged, as the latent that the one-step UNet takes."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+from torch import Tensor
+
+from . import host
+from .checks import check_range, split_image
+from .inputs import LARGEST_SIDE, model_input, scale_input, tile_input
+from .values import Origin, make_latent
+
+DEFAULT_TIMESTEP = -1
+LAST_TIMESTEP = 999
+LARGEST_SEED = 0xFFFFFFFFFFFFFFFF
+
+
+class TimeAwareEncode(io.ComfyNode):
+    """A picture, enlarged, as a latent."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        side = f"in pixels, up to {LARGEST_SIDE}; 0 follows the other side, or the scale where both are 0."
+        return io.Schema(
+            node_id="TimeAwareEncode",
+            display_name="Time-Aware Encode (CTSR)",
+            category="CTSR",
+            description="Enlarges pictures and encodes them with the checkpoint's time-aware encoder.",
+            inputs=[
+                model_input(),
+                io.Image.Input("image", tooltip="The pictures to enlarge: a batch is done one by one. Alpha is kept."),
+                scale_input(),
+                io.Int.Input("width", default=0, min=0, max=LARGEST_SIDE, tooltip=f"Width of the result {side}"),
+                io.Int.Input("height", default=0, min=0, max=LARGEST_SIDE, tooltip=f"Height of the result {side}"),
+                io.Int.Input(
+                    "timestep",
+                    default=DEFAULT_TIMESTEP,
+                    min=DEFAULT_TIMESTEP,
+                    max=LAST_TIMESTEP,
+                    tooltip="Diffusion timestep of the encoder, 0 to 999; -1 is the checkpoint's own. A higher one "
+                    "asks for a more realistic start, where the checkpoint was trained for it.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=LARGEST_SEED,
+                    control_after_generate=False,
+                    tooltip="Of the start noise, for checkpoints that have one (OFTSR); others ignore it.",
+                ),
+                tile_input(),
+            ],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For OneStepSRUNet.")],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: host.HostModel,
+        image: Tensor,
+        scale: float,
+        width: int,
+        height: int,
+        timestep: int,
+        seed: int,
+        tile: int,
+    ) -> io.NodeOutput:
+        check_range("timestep", timestep, DEFAULT_TIMESTEP, LAST_TIMESTEP)
+        rgb, alpha = split_image(image)
+        size = target_size(rgb, scale, width, height)
+        own = None if timestep == DEFAULT_TIMESTEP else timestep
+        samples, origin = encode(model, rgb, alpha, size, own, seed, tile, host.Bar(len(rgb), ["encode"]))
+        return io.NodeOutput(make_latent(samples, origin))
+
+
+def target_size(rgb: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
+    """Height and width of the result: as asked, by one side and the picture's proportions, or by the scale.
+
+    Raises:
+        ValueError: an empty or absurd size.
+    """
+    from ..ctsr.pipeline_ctsr import check_size, output_size
+
+    h, w = rgb.shape[-2:]
+    if width or height:
+        size = (height or max(1, round(h * width / w)), width or max(1, round(w * height / h)))
+    else:
+        size = output_size(rgb, scale, None, None)
+    check_size(*size)
+    return size
+
+
+def encode(
+    model: host.HostModel,
+    rgb: Tensor,
+    alpha: Tensor | None,
+    size: tuple[int, int],
+    timestep: int | None,
+    seed: int,
+    tile: int,
+    bar: host.Bar,
+    first: int = 0,
+) -> tuple[Tensor, Origin]:
+    """Unscaled latents [B, C, h, w] of pictures [B, 3, h, w], and where they come from.
+
+    `first` is the number of the first picture on the progress bar, `timestep` None the checkpoint's own.
+    """
+    from ..ctsr import networks
+    from ..ctsr.pipeline_ctsr import check_tile
+
+    check_tile(tile, None)
+    pipe = model.pipeline
+    host.load(model.autoencoder, networks.encoder(pipe.vae, timestep), *size, tile)
+    encoded = [
+        pipe.encode_unscaled(rgb[i : i + 1], *size, timestep, tile, callback=bar.picture(first + i))
+        for i in range(len(rgb))
+    ]
+    samples, *second = (host.intermediate(torch.cat(latents)) for latents in zip(*encoded, strict=True))
+    return samples, Origin(model.model_id, size, rgb, alpha, timestep, seed, second[0] if second else None)

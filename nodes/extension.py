@@ -1,0 +1,18 @@
+"""The list of the nodes."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .decode import TiledVAEDecode
+from .encode import TimeAwareEncode
+from .load import LoadCTSR
+from .sweep import CTSRSweep
+from .tradeoff import TradeoffT
+from .unet import OneStepSRUNet
+from .upscale import CTSRUpscale
+
+
+class CTSRExtension(ComfyExtension):
+    """Five nodes of a graph, one for beginners, one to compare."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadCTSR, TimeAwareEncode, OneStepSRUNet, TradeoffT, TiledVAEDecode, CTSRUpscale, CTSRSweep]

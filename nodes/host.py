@@ -1,0 +1,237 @@
+"""The only file that touches the host's memory management: devices, dtypes, loading, eviction, progress, cancel.
+
+Networks are held by patchers of the host, so that it moves them to the device when they are needed and off it when
+other models need the room. The host keeps weak references: `HostModel` keeps patchers and networks alive together.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import comfy.model_management as mm
+import comfy.model_patcher
+import comfy.sd
+import comfy.utils
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import BUILT_IN, find
+from .checks import check_choice
+
+if TYPE_CHECKING:
+    from ..ctsr.attention import Attention
+    from ..ctsr.networks import Network
+    from ..ctsr.pipeline_ctsr import CTSRPipeline, Progress
+    from ..ctsr.precision import Precision
+
+PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
+ATTENTIONS = ["auto", "xformers", "sdpa"]
+TICKS = 1000
+"""Steps of a progress bar: stages have different numbers of tiles."""
+
+
+class CTSRNetwork(nn.Module):
+    """A diffusers model inside a plain module: the host sets `device` on what it moves, which theirs forbid."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+
+class CTSRAutoencoder(CTSRNetwork):
+    """What `comfy.sd.VAE` calls: pictures in [-1, 1] to unscaled latents and back."""
+
+    def __init__(self, network: nn.Module, timestep: int | None):
+        super().__init__(network)
+        self.timestep = timestep
+
+    def encode(self, x: Tensor) -> Tensor:
+        """[B, 3, H, W] -> [B, C, H/8, W/8], by the encoder at the checkpoint's own timestep."""
+        from ..ctsr import networks
+
+        return networks.encoder(self.network, self.timestep).call(x)
+
+    def decode(self, z: Tensor, **_options: Any) -> Tensor:
+        """[B, C, h, w] -> [B, 3, 8h, 8w]."""
+        from ..ctsr import networks
+
+        return networks.decoder(self.network).call(z)
+
+
+class WholePatcher(comfy.model_patcher.ModelPatcher):
+    """Loads all or nothing: stock modules cannot compute with some layers left on the CPU."""
+
+    def partially_load(self, device_to: torch.device, *_amount: Any, **_options: Any) -> int:
+        """Moves the model to the device; returns the bytes that took."""
+        if self.model.device == device_to and self.model.model_loaded_weight_memory:
+            return 0
+        with torch.inference_mode(False):
+            self.model.to(device_to)
+        self.model.device = device_to
+        self.model.model_loaded_weight_memory = self.model_size()
+        return self.model_size()
+
+    def partially_unload(self, *_arguments: Any, **_options: Any) -> int:
+        """Frees nothing, so that the host unloads the whole."""
+        return 0
+
+
+class CTSRVAE(comfy.sd.VAE):
+    """The checkpoint's autoencoder as the host's VAE, and the way back to the model for TiledVAEDecode."""
+
+    def __init__(self, model: HostModel, autoencoder: CTSRAutoencoder, patcher: WholePatcher, dtype: torch.dtype):
+        from ..ctsr import networks
+
+        with silenced("No VAE weights detected"):
+            super().__init__(sd={})
+        self.model = model
+        self.first_stage_model = autoencoder
+        self.patcher = patcher
+        self.device = patcher.load_device
+        self.output_device = mm.intermediate_device()
+        self.vae_dtype = dtype
+        self.latent_channels: int = model.pipeline.vae.config["latent_channels"]
+        self.disable_offload = True
+        encoder = networks.encoder(autoencoder.network, autoencoder.timestep)
+        decoder = networks.decoder(autoencoder.network)
+        self.memory_used_encode = lambda shape, dtype: encoder.bytes_per_pixel * shape[2] * shape[3]
+        self.memory_used_decode = lambda shape, dtype: decoder.bytes_per_pixel * shape[2] * shape[3] * 64
+
+
+class HostModel:
+    """CTSR_MODEL: a pipeline whose networks the host loads and evicts.
+
+    Attributes:
+        model_id: name of the checkpoint; latents remember it.
+        pipeline: the library's; its networks may lie on any device until `loaded`.
+        vae: the autoencoder as the host's VAE.
+    """
+
+    def __init__(self, model_id: str, pipeline: CTSRPipeline):
+        device, offload = mm.get_torch_device(), mm.unet_offload_device()
+        vae_device, vae_offload = mm.vae_device(), mm.vae_offload_device()
+        self.model_id, self.pipeline = model_id, pipeline
+        self.unet = WholePatcher(CTSRNetwork(pipeline.unet), device, offload)
+        autoencoder = CTSRAutoencoder(pipeline.vae, pipeline.family.encoder_timesteps[0])
+        self.autoencoder = WholePatcher(autoencoder, vae_device, vae_offload)
+        self.vae = CTSRVAE(self, autoencoder, self.autoencoder, pipeline.vae.dtype)
+        pipeline.free_memory = free_memory
+
+    @property
+    def latent_channels(self) -> int:
+        """C of a latent."""
+        return cast(int, self.vae.latent_channels)
+
+
+def load(patcher: WholePatcher, network: Network, height: int, width: int, tile: int) -> None:
+    """Has the host load a network, evicting others for it and for its work on height x width pixels of the result."""
+    mm.throw_exception_if_processing_interrupted()
+    need = working_bytes(network, height, width, tile, patcher.load_device)
+    mm.load_models_gpu([patcher], memory_required=need, force_full_load=True)
+
+
+def working_bytes(network: Network, height: int, width: int, tile: int, device: torch.device) -> float:
+    """Bytes that a network works in, untiled or with the tiles that it will choose."""
+    from ..ctsr import networks
+    from ..ctsr.tiling import PIXELS_PER_CELL, working_memory
+
+    h, w = -(-height // PIXELS_PER_CELL), -(-width // PIXELS_PER_CELL)
+    side = networks.choose_tile(network, h, w, tile, device)
+    if side is not None:
+        read = side + 2 * (network.halo or 0)
+        h, w = min(read, h), min(read, w)
+    return working_memory(h, w, network.bytes_per_pixel)
+
+
+def free_memory() -> None:
+    """Evicts every model that is not at work and empties the allocator's cache."""
+    device = mm.get_torch_device()
+    at_work = [x for x in mm.current_loaded_models if x.currently_used]
+    mm.free_memory(mm.get_total_memory(device), device, keep_loaded=at_work)
+    mm.soft_empty_cache()
+
+
+def open_model(checkpoint: str, precision: str, attention: str) -> HostModel:
+    """Loads a checkpoint to the devices where the host keeps models that are not at work.
+
+    Raises:
+        ValueError: an unknown checkpoint, precision or attention, or one that cannot be had here.
+        CheckpointError: the file is damaged, or no checkpoint of ours.
+    """
+    from ..ctsr.attention import choose_attention, set_attention
+    from ..ctsr.loading import MINI_WEIGHTS, load_pipeline, move
+
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("attention", attention, ATTENTIONS)
+    path = find(checkpoint)
+    kind = choose_attention(cast("Attention", attention), mm.get_torch_device())
+    unet_dtype, vae_dtype = choose_dtypes(precision, path or MINI_WEIGHTS)
+    with torch.inference_mode(False):
+        pipeline = load_pipeline(path or MINI_WEIGHTS, torch.float32)
+        move(pipeline.vae, mm.vae_offload_device(), vae_dtype)
+        move(pipeline.unet, mm.unet_offload_device(), unet_dtype)
+        for network in (pipeline.vae, pipeline.unet):
+            set_attention(network, kind)
+    logging.info("CTSR: %s, UNet in %s, VAE in %s, attention by %s.", checkpoint, unet_dtype, vae_dtype, kind)
+    return HostModel(checkpoint, pipeline)
+
+
+def choose_dtypes(precision: str, path: Path) -> tuple[torch.dtype, torch.dtype]:
+    """Dtypes of UNet and autoencoder: by name, or for auto what the host thinks best (no fp16: SD's VAE overflows)."""
+    from ..ctsr.precision import choose_dtype
+
+    unet_device, vae_device = mm.get_torch_device(), mm.vae_device()
+    if precision != "auto":
+        name = cast("Precision", precision)
+        return choose_dtype(name, unet_device), choose_dtype(name, vae_device)
+    size = path.stat().st_size // 2 if path.is_file() else 0  # parameters, in fp16
+    unet = mm.unet_dtype(unet_device, model_params=size, supported_dtypes=[torch.bfloat16, torch.float32])
+    if unet.itemsize == 1:  # --fp8_...-unet: stock modules cannot compute in it
+        unet = torch.float32
+    return unet, mm.vae_dtype(vae_device, [torch.bfloat16])
+
+
+@lru_cache(maxsize=1)
+def built_in() -> HostModel:
+    """The built-in checkpoint, kept for nodes that nobody gave a model."""
+    return open_model(BUILT_IN, "auto", "auto")
+
+
+@contextmanager
+def silenced(text: str) -> Iterator[None]:
+    """Drops the host's log records that contain `text`."""
+    keep: Callable[[logging.LogRecord], bool] = lambda record: text not in record.getMessage()  # noqa: E731
+    logger = logging.getLogger()
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
+class Bar:
+    """The host's progress bar over several pictures and stages; every tile is a chance to cancel."""
+
+    def __init__(self, pictures: int, stages: Sequence[str]):
+        self.pictures, self.stages = pictures, stages
+        self.bar = comfy.utils.ProgressBar(TICKS)
+
+    def picture(self, number: int) -> Progress:
+        """What the pipeline calls after every tile of picture `number`."""
+
+        def on_tile(stage: str, done: int, total: int) -> None:
+            mm.throw_exception_if_processing_interrupted()
+            part = (self.stages.index(stage) + done / total) / len(self.stages)
+            self.bar.update_absolute(int(TICKS * (number + part) / self.pictures), TICKS)
+
+        return on_tile
+
+
+def intermediate(x: Tensor) -> Tensor:
+    """On the device where the host keeps what travels between nodes."""
+    return x.to(mm.intermediate_device())

@@ -1,0 +1,55 @@
+"""LoadCTSR: a checkpoint as a model and a VAE."""
+
+from comfy_api.latest import io
+
+from . import host
+from .checkpoints import BUILT_IN, choices, fingerprint
+from .inputs import Model
+
+
+class LoadCTSR(io.ComfyNode):
+    """A checkpoint as a model and a VAE."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LoadCTSR",
+            display_name="Load CTSR",
+            category="CTSR",
+            description="Loads a super-resolution checkpoint: the built-in ctsr-mini, or one in models/ctsr.",
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint",
+                    options=choices(),
+                    default=BUILT_IN,
+                    tooltip="The built-in ctsr-mini, or a .safetensors file or folder in models/ctsr.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=host.PRECISIONS,
+                    default="auto",
+                    tooltip="Number format of weights and arithmetic: auto is what the host thinks best for the "
+                    "device, fp32 is exact, bf16 takes half the memory, fp16 is for GPUs.",
+                ),
+                io.Combo.Input(
+                    "attention",
+                    options=host.ATTENTIONS,
+                    default="auto",
+                    tooltip="auto is xformers where it is installed and the GPU can use it, else sdpa (torch's own). "
+                    "ctsr-mini has no attention.",
+                ),
+            ],
+            outputs=[
+                Model.Output(display_name="model", tooltip="For TimeAwareEncode, OneStepSRUNet and CTSRUpscale."),
+                io.Vae.Output(display_name="vae", tooltip="For TiledVAEDecode, CTSRSweep and the host's VAE nodes."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str, precision: str, attention: str) -> str:
+        return fingerprint(checkpoint)
+
+    @classmethod
+    def execute(cls, checkpoint: str, precision: str, attention: str) -> io.NodeOutput:
+        model = host.open_model(checkpoint, precision, attention)
+        return io.NodeOutput(model, model.vae)

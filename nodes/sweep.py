@@ -1,0 +1,85 @@
+"""CTSRSweep: the same picture at several t."""
+
+from __future__ import annotations
+
+import torch
+from comfy_api.latest import io
+
+from . import host
+from .checks import check_choice, check_range
+from .decode import decode, model_of
+from .inputs import COLOR_FIXES, Ends, color_fix_input, tile_input
+from .values import HostEndpoints
+
+MOST = 21
+
+
+class CTSRSweep(io.ComfyNode):
+    """The same picture at several t."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="CTSRSweep",
+            display_name="CTSR Sweep",
+            category="CTSR",
+            description="Decodes the same endpoints at several values of t, from 0 (most realistic) to 1 (most "
+            "faithful), to find the one you like.",
+            inputs=[
+                io.Vae.Input("vae", tooltip="The VAE of LoadCTSR."),
+                Ends.Input("endpoints", tooltip="From OneStepSRUNet."),
+                io.Int.Input(
+                    "count",
+                    default=5,
+                    min=2,
+                    max=MOST,
+                    tooltip=f"How many values of t, evenly from 0 to 1: 2 to {MOST}.",
+                ),
+                tile_input(),
+                color_fix_input(),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="One picture for each t, from 0 to 1."),
+                io.Image.Output(display_name="strip", tooltip="The middles of these pictures, labelled with their t."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, vae: host.CTSRVAE, endpoints: HostEndpoints, count: int, tile: int, color_fix: str
+    ) -> io.NodeOutput:
+        from ..ctsr.families import blend
+
+        check_range("count", count, 2, MOST)
+        check_choice("color_fix", color_fix, COLOR_FIXES)
+        model, origin = model_of(vae), endpoints.origin
+        if origin.model_id != model.model_id:
+            raise ValueError(
+                f"endpoints were made by {origin.model_id}, but vae belongs to {model.model_id}: connect both to the "
+                "same LoadCTSR."
+            )
+        dials = [i / (count - 1) for i in range(count)]
+        pictures = len(endpoints.ends.z0)
+        bar = host.Bar(pictures * count, ["decode"])
+        sweeps = [
+            decode(
+                model, blend(endpoints.ends, t) / endpoints.scaling_factor, origin, tile, color_fix, bar, i * pictures
+            )
+            for i, t in enumerate(dials)
+        ]
+        images = torch.stack(sweeps, dim=1).flatten(0, 1)  # every picture's values of t together
+        strips = [strip([sweep[i : i + 1] for sweep in sweeps], dials) for i in range(pictures)]
+        return io.NodeOutput(images, torch.cat(strips))
+
+
+def strip(images: list[torch.Tensor], dials: list[float]) -> torch.Tensor:
+    """The middles of pictures [1, H, W, 3 or 4] side by side with labels, IMAGE [1, h, w, 3]."""
+    from ..ctsr.batch import dial_name, panel, panel_side
+
+    side = panel_side(len(images))
+    panels: list[torch.Tensor] = []
+    for image, t in zip(images, dials, strict=True):
+        planes = image.movedim(-1, 1)
+        alpha = planes[:, 3:] if planes.shape[1] == 4 else None
+        panels.append(panel(planes[:, :3], alpha, f"t = {dial_name(t)}", side))
+    return torch.cat(panels, dim=3).movedim(1, -1)

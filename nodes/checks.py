@@ -76,13 +76,14 @@ def check_samples(samples: Tensor, channels: int, alignment: int = 1) -> None:
         raise ValueError("latent holds NaN or infinite values: look at what comes before it.")
 
 
-def check_mask(mask: Tensor, batch: int, size: tuple[int, int]) -> None:
+def check_mask(mask: Tensor, batch: int, size: tuple[int, int], picture: tuple[int, int] | None = None) -> None:
     """Raises ValueError for a MASK that does not belong to the picture.
 
     Args:
-        mask: [B, h, w] or [h, w] of any size with the proportions of the picture.
+        mask: [B, h, w] or [h, w] of any size with the proportions of the result or of the picture.
         batch: pictures.
         size: height and width of the result.
+        picture: those of the picture that was enlarged, where they are known.
     """
     if mask.ndim not in (2, 3) or 0 in mask.shape:
         raise ValueError(f"mask has shape {list(mask.shape)}: connect a MASK, [batch, height, width].")
@@ -91,10 +92,14 @@ def check_mask(mask: Tensor, batch: int, size: tuple[int, int]) -> None:
         raise ValueError(f"mask holds {count} masks for {batch} pictures: connect one, or one a picture.")
     if not bool(torch.isfinite(mask).all()):
         raise ValueError("mask holds NaN or infinite values: connect one with values from 0 to 1.")
-    (height, width), (h, w) = size, mask.shape[-2:]
-    # The side that the other one and the picture's proportions ask for, give or take a pixel of rounding.
-    if abs(w * height - h * width) > max(height, width, h, w):
+    h, w = mask.shape[-2:]
+    if not any(same_proportions((h, w), sides) for sides in (size, picture or size)):
         raise ValueError(
-            f"mask is {w}x{h}, which has not the proportions of the {width}x{height} result: "
+            f"mask is {w}x{h}, which has not the proportions of the {size[1]}x{size[0]} result: "
             "connect the mask of the same picture, of any scale."
         )
+
+
+def same_proportions(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether two heights and widths differ by a scale and a pixel of rounding."""
+    return abs(one[1] * other[0] - one[0] * other[1]) <= max(*one, *other)

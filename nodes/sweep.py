@@ -58,7 +58,7 @@ class CTSRSweep(io.ComfyNode):
                 f"endpoints were made by {origin.model_id}, but vae belongs to {model.model_id}: connect both to the "
                 "same LoadCTSR."
             )
-        dials = [i / (count - 1) for i in range(count)]
+        dials = [round(i / (count - 1), 2) for i in range(count)]
         pictures = len(endpoints.ends.z0)
         bar = host.Bar(pictures * count, ["decode"])
         sweeps = [

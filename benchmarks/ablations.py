@@ -16,23 +16,24 @@ from typing import Any
 
 import torch
 import tyro
-from PIL import Image
 from torch import Tensor
 
 from ctsr.families import blend
-from training import fidelity, osediff, stage1, stage2
+from training import fidelity, osediff, stage1, stage2, stage2_variants
 from training.adversarial import Adversarial
 from training.data import batched, open_photos
+from training.export import to_image
 from training.one_step import OneStep, open_pipeline
 from training.realism import Realism
 from training.sources import Sample
 from training.stage import RESULT
+from training.stage2_variants import b2_latent, encoded, open_variant
 from training.vsd import VSD
 
 ADVERSARIAL = osediff.MINI.realism.adversarial
 NO_ADVERSARIAL = Adversarial(weight=0.0)
-SCORE = VSD(weight=1.0, guidance=1.0)
-NO_SCORE = replace(SCORE, weight=0.0)
+NO_SCORE = osediff.MINI.realism.vsd
+SCORE = replace(NO_SCORE, weight=1.0)
 DIAL = (0.0, 0.5, 1.0)
 
 
@@ -95,7 +96,7 @@ def variants(settings: Ablations) -> dict[str, Callable[[], None]]:
     faithful = replace(fidelity.MINI, start=str(settings.autoencoder))
     first = settings.out / "distilled" / RESULT
     bends = replace(stage2.MINI, start=str(first), fidelity=settings.fidelity)
-    timed = replace(bends, variant="B2", adapt=replace(bends.adapt, unet="full", decoder=False), peak_rate=1e-4)
+    timed = replace(stage2_variants.MINI, start=str(first), fidelity=settings.fidelity)
     rows: dict[str, tuple[Any, Callable[[Any], None]]] = {
         "time-aware": (faithful, fidelity.train),
         "time-blind": (replace(faithful, start=str(plain)), fidelity.train),
@@ -110,14 +111,9 @@ def variants(settings: Ablations) -> dict[str, Callable[[], None]]:
         ),
         "distilled-vsd": (replace(student, realism=realism(SCORE, NO_ADVERSARIAL)), stage1.train),
         "b1": (bends, stage2.train),
-        "b2": (timed, stage2.train),
+        "b2": (timed, stage2_variants.train),
     }
     return {name: lambda name=name: rows[name][1](budget(rows[name][0], settings, name)) for name in rows}
-
-
-def to_image(x: Tensor) -> Image.Image:
-    """[3, H, W] in [-1, 1] as an 8-bit picture."""
-    return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy())
 
 
 def write(pictures: dict[str, Tensor], folder: Path, number: int) -> None:
@@ -132,13 +128,13 @@ def render(name: str, settings: Ablations, pairs: list[Sample]) -> None:
     """The variant's pictures of the held-back photographs, at t = 0, .5 and 1."""
     first = settings.out / "distilled" / RESULT
     folder = settings.out / name
-    model = stage2.open_variant(first, folder / "unet") if name == "b2" else OneStep(open_pipeline(folder / RESULT))
+    model = open_variant(first, folder / "unet") if name == "b2" else OneStep(open_pipeline(folder / RESULT))
     for number, pair in enumerate(pairs):
         lr = batched(pair)["lr"]
         with torch.autocast("cpu", torch.bfloat16):
             if name == "b2":
-                z = stage2.encoded(model, lr)
-                latents = {t: stage2.b2_latent(model, z, t) for t in DIAL}
+                z = encoded(model, lr)
+                latents = {t: b2_latent(model, z, t) for t in DIAL}
             else:
                 ends = model(lr)
                 latents = {t: blend(ends, t) for t in DIAL}

@@ -34,7 +34,8 @@ from training.loop import Turn
 from training.one_step import OneStep
 from training.realism import RealismTerms
 from training.sources import Sample
-from training.stage1 import SD21, DualTeacher, Faithful, Student, View, frozen, plain_latents
+from training.stage1 import SD21, DualTeacher, Student, View
+from training.teachers import Faithful, frozen, plain_latents
 
 GOAL = 20.4e9
 """Bytes; 85 % of a card of 24 GB."""

@@ -399,23 +399,35 @@ def sweep(job: Job, model: Model, options: Options, dials: Sequence[float], call
     """
     picture, stem = read_picture(job.source), job.source.stem
     height, width = check_picture(picture, job.target / f"{stem}.png", options, model.device)
-    pipe, color_fix = model.pipeline, model.color_fix(options)
     alpha = enlarged_alpha(picture, height, width)
     side = panel_side(len(dials) + 1)
     panels = [panel(resize(picture.rgb, height, width).clamp_(0, 1), alpha, "bicubic", side)]
-    tile = options.tile
-    encoded = pipe.encode(picture.rgb, height, width, tile=tile, callback=callback)
-    ends = pipe.endpoints(encoded.latents, generator=start_noise(), tile=tile, callback=callback)
-    if ends.delta is None:
+    if not model.pipeline.family.has_dial:
         logger.warning("This model has no dial: the picture is the same for every t.")
-    for t in dials:
-        z = pipe.blend(ends, t)
-        rgb = pipe.decode(z, encoded.size, encoded.reference, color_fix, tile, callback=callback).cpu()
-        settings = {**model.settings(options), "t": t}
+    for t, rgb, settings in turn_dial(picture.rgb, height, width, model, options, dials, callback):
         write_picture(job.target / f"{stem}_t{dial_name(t)}.png", rgb, picture, alpha, settings)
         panels.append(panel(rgb, alpha, f"t = {dial_name(t)}", side))
     write_picture(job.target / f"{stem}_strip.png", torch.cat(panels, dim=3), picture)
     return f"{len(dials)} pictures of {width}x{height} and a strip"
+
+
+def turn_dial(
+    rgb: Tensor,
+    height: int,
+    width: int,
+    model: Model,
+    options: Options,
+    dials: Iterable[float],
+    callback: Progress | None = None,
+) -> Iterator[tuple[float, Tensor, dict[str, str | float | int]]]:
+    """Each t, its picture [1, 3, height, width] on the CPU and what that was made with; one encode, one UNet pass."""
+    pipe, color_fix, tile = model.pipeline, model.color_fix(options), options.tile
+    encoded = pipe.encode(rgb, height, width, tile=tile, callback=callback)
+    ends = pipe.endpoints(encoded.latents, generator=start_noise(), tile=tile, callback=callback)
+    for t in dials:
+        z = pipe.blend(ends, t)
+        result = pipe.decode(z, encoded.size, encoded.reference, color_fix, tile, callback=callback)
+        yield t, result.cpu(), {**model.settings(options), "t": t}
 
 
 def panel_side(panels: int) -> int:

@@ -9,8 +9,6 @@ alpha left out. The metrics are scikit-image's and, where it is installed, pyiqa
 import csv
 import importlib
 import logging
-import os
-import secrets
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
@@ -38,9 +36,10 @@ from .batch import (
     one_line,
     readable_suffixes,
     sentence,
-    start_noise,
+    turn_dial,
 )
 from .errors import CheckpointError, CTSRError, ImageReadError
+from .files import whole_file
 from .image_io import Picture, read_picture, write_picture
 from .loading import first_line
 from .pipeline_ctsr import Progress, as_pil, from_pil, resize
@@ -243,7 +242,7 @@ def make_results(
     pair: Pair, low: Picture, truth: Picture, task: Task, callback: Progress | None
 ) -> dict[Method, Image.Image]:
     """All pictures of a pair that are scored, 8-bit RGB of the truth's size; writes those of the dial."""
-    dial = turn_dial(pair, low, truth, task, callback)
+    dial = write_dial(pair, low, truth, task, callback)
     results = {Method(DIAL, t): picture for t, picture in dial.items()}
     if {0, 1} <= dial.keys():
         inner = (t for t in dial if t not in (0, 1))
@@ -254,20 +253,16 @@ def make_results(
     return results
 
 
-def turn_dial(
+def write_dial(
     pair: Pair, low: Picture, truth: Picture, task: Task, callback: Progress | None
 ) -> dict[float, Image.Image]:
-    """The picture at each t, one encode and one UNet pass for all, written to `Task.out` as 8-bit RGB."""
-    pipe, options = task.model.pipeline, sized(task.options, truth)
-    color_fix, tile = task.model.color_fix(options), options.tile
+    """The picture at each t, written to `Task.out` as 8-bit RGB."""
+    options = sized(task.options, truth)
     like = replace(low, alpha=None, grey=False, bits=8, icc_profile=None if low.grey else low.icc_profile)
-    encoded = pipe.encode(low.rgb, truth.height, truth.width, tile=tile, callback=callback)
-    ends = pipe.endpoints(encoded.latents, generator=start_noise(), tile=tile, callback=callback)
+    results = turn_dial(low.rgb, truth.height, truth.width, task.model, options, task.dials, callback)
     pictures: dict[float, Image.Image] = {}
-    for t in task.dials:
-        z = pipe.blend(ends, t)
-        rgb = pipe.decode(z, encoded.size, encoded.reference, color_fix, tile, callback=callback).cpu()
-        write_picture(target(task.out, t, pair), rgb, like, settings={**task.model.settings(options), "t": t})
+    for t, rgb, settings in results:
+        write_picture(target(task.out, t, pair), rgb, like, settings=settings)
         pictures[t] = as_pil(rgb)
     return pictures
 
@@ -446,17 +441,6 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | f
         writer = csv.writer(file)
         writer.writerow(header)
         writer.writerows(rows)
-
-
-@contextmanager
-def whole_file(path: Path) -> Generator[Path, None, None]:
-    """A temporary name in the same folder, which becomes `path` if all goes well and is gone if not."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def draw(scores: Scores) -> Figure:

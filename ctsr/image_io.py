@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import os
-import secrets
 import struct
 import warnings
 import zlib
@@ -31,6 +30,7 @@ from PIL.PngImagePlugin import PngImageFile, PngInfo, putchunk
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
 from .errors import ImageReadError, ImageWriteError
+from .files import whole_file
 
 logger = logging.getLogger(__name__)
 _cms: Any = ImageCms  # half of its types are unknown to pyright
@@ -459,18 +459,13 @@ def write_picture(
         alpha = None
     samples = _to_samples(rgb, alpha, like, form)
     profile = _writable_profile(like, samples.shape[2], form, path)
-    temporary = path.parent / f".ctsr-{os.getpid()}-{secrets.token_hex(4)}.part"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("x+b") as file:
+        with whole_file(path) as partial, partial.open("w+b") as file:
             _encode(file, samples, form, profile, _settings_chunk(settings))
-        os.replace(temporary, path)
     except _ENCODE_ERRORS as error:
         reason = error or type(error).__name__
         raise ImageWriteError(f"{path} was not written ({reason}); check the folder and its free space.") from error
-    finally:
-        with contextlib.suppress(OSError):  # gone after the rename; its folder may never have been there
-            temporary.unlink()
 
 
 def _check_shapes(rgb: torch.Tensor, alpha: torch.Tensor | None) -> None:

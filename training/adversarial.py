@@ -6,8 +6,9 @@ one, so it can tell invention that fits from invention that does not. Its layers
 norm instead, logits stayed near zero for hundreds of steps, and the generator drew dots along edges meanwhile. What it
 is shown is cut at a random place, so that no phase of its coarser grids is a blind spot.
 
-The generator's gradient is scaled to the size of that of an L1 loss, times `weight`, whatever the discriminator's own
-scale: what VSD's normaliser does for that term.
+The generator's gradient is scaled, picture by picture, to the size of that of an L1 loss, times `weight`, whatever the
+discriminator's own scale: what VSD's normaliser does for that term. No picture's share depends on another, so
+accumulated batches and several processes give the gradient of one large batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +18,6 @@ from typing import cast
 
 import torch
 import torch.nn.functional as F
-from accelerate import PartialState
-from accelerate.utils import reduce
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -114,8 +113,8 @@ class AdversarialTerm:
         self.settings, self.seed = settings, seed
         self.discriminator = Discriminator().to(memory_format=torch.channels_last)
 
-    def direction(self, x: Tensor, batch: Sample) -> tuple[Tensor, Tensor]:
-        """Gradient of the logistic loss by pictures x [B, 3, H, W], of root mean square 1, and that loss."""
+    def direction(self, x: Tensor, batch: Sample) -> Tensor:
+        """Gradient of the logistic loss by pictures x [B, 3, H, W], of root mean square 1 in each."""
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         with torch.enable_grad():
             leaf = x.detach().requires_grad_(True)
@@ -123,10 +122,7 @@ class AdversarialTerm:
             logits = cast("list[Tensor]", functional_call(self.discriminator, fixed, tuple(pictures)))
             loss = mean_over_scales(logits, lambda row: F.softplus(-row))
             (gradient,) = torch.autograd.grad(loss, leaf)
-        size = gradient.square().mean()
-        if PartialState().num_processes > 1:  # one scale for the whole batch, not one a process
-            size = cast(Tensor, reduce(size, reduction="mean"))
-        return gradient / size.sqrt().clamp_min(1e-20), loss.detach()
+        return gradient / gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-20)
 
     def share(self, step: int) -> float:
         """Of the weight, after `step` steps."""
@@ -138,8 +134,7 @@ class AdversarialTerm:
         share = self.share(int(batch["step"]))
         if share == 0:
             return (0 * x).sum()
-        direction, _ = self.direction(x, batch)
-        return share * self.settings.weight * (direction * (x - x.detach())).mean()
+        return share * self.settings.weight * (self.direction(x, batch) * (x - x.detach())).mean()
 
     def turn(self) -> Turn:
         """The discriminator's own part of a step, after the generator's, whose pictures it finds as `fake`."""

@@ -6,14 +6,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
-from torch import nn
 
 from ctsr import CheckpointError, CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, get_family
 from ctsr.prompts import encode_prompts
+from training.channels import widen_conv_out
 
 ModelT = TypeVar("ModelT", AutoencoderKL, UNet2DConditionModel)
 
@@ -105,26 +104,3 @@ def read(cls: type[ModelT], folder: Path) -> ModelT:
     if keys["missing_keys"]:  # diffusers leaves these at random
         raise CheckpointError(f"{folder} cannot be loaded ({keys['missing_keys'][0]} is missing); fetch it again.")
     return model.float()
-
-
-def widen_conv_out(unet: UNet2DConditionModel, groups: int = 3) -> None:
-    """Gives `conv_out` `groups` times its channels, in place; the new ones are zero, and the config says so too.
-
-    Family `ctsr` reads the groups as [o, delta, kappa]: a widened UNet gives its old picture at every t.
-
-    Raises:
-        ValueError: `conv_out` carries an adapter.
-    """
-    old = unet.conv_out
-    if not isinstance(old, nn.Conv2d):
-        raise ValueError("conv_out carries an adapter: call merge_lora(unet), then widen it.")
-    channels = groups * old.out_channels
-    new = nn.Conv2d(old.in_channels, channels, old.kernel_size, padding=old.padding).to(old.weight)
-    with torch.no_grad():
-        for wide, narrow in ((new.weight, old.weight), (new.bias, old.bias)):
-            wide.zero_()[: old.out_channels] = narrow
-    unet.conv_out = new
-    unet.register_to_config(out_channels=channels)
-    # What diffusers noted as left at its default when the model was built would be dropped by `from_config`.
-    defaults = [name for name in unet.config.get("_use_default_values", []) if name != "out_channels"]
-    unet.register_to_config(_use_default_values=defaults)

@@ -18,7 +18,6 @@ The paper's own sweep (DRealSR, PSNR 29.58, 29.61, 29.17, 29.25, 28.39, 28.47 dB
 
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from ctsr import CTSRPipeline
+from ctsr.files import whole_file
 from ctsr.loading import load_pipeline
 from training.data import Data, batched, open_photos
 from training.one_step import OneStep, enlarge
@@ -159,15 +159,14 @@ def show(calibration: Calibration) -> str:
 
 
 def write_table(calibration: Calibration, path: Path) -> None:
-    """As JSON, under a temporary name and then renamed: measured points, and the table t -> tau."""
+    """As JSON: measured points, and the table t -> tau. The file appears whole or not at all."""
     rows: list[dict[str, Any]] = [
         {**asdict(point), "fitted": fitted}
         for point, fitted in zip(calibration.points, calibration.fitted, strict=True)
     ]
     table = [{"t": t, "timestep": calibration.timestep(t)} for t in DIAL]
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(json.dumps({"points": rows, "table": table}, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps({"points": rows, "table": table}, indent=1) + "\n", encoding="utf-8")
 
 
 def store(pipeline: CTSRPipeline, calibration: Calibration, path: Path) -> None:

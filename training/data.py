@@ -11,7 +11,7 @@ from torch import Tensor
 
 from training.degradation_batched import PairsOnDevice
 from training.loop import own_device
-from training.pairs import Pairs, held_back_pairs, make_pair
+from training.pairs import Pairs, held_back_pairs, make_pair, paired_photos
 from training.photos import Photos, load_photos
 from training.shards import ShardSource
 from training.sources import ByNumber, Sample, Source
@@ -59,13 +59,19 @@ def open_source(data: Data, photos: Photos) -> Source:
     return ByNumber(lambda index: make_pair(photos, data.pairs, index))
 
 
+def restored_source(data: Data, lr: Path, restored: Path, hr: Path | None) -> Source:
+    """Batches from pictures that another restorer made, as `soft`; see `pairs.paired_photos`."""
+    pictures = paired_photos(lr, restored, hr)
+    return ByNumber(lambda index: pictures.make(index, data.pairs.crop, data.pairs.seed))
+
+
 def open_photos(data: Data) -> tuple[Photos, list[Sample]]:
-    """The photographs, and fixed pairs of the held-back ones.
+    """The photographs, and fixed pairs of the held-back ones; where training reads shards, no others.
 
     Raises:
         ValueError: none is held back, so nothing could be scored.
     """
-    photos = load_photos(data.photos, min_side=max(SMALLEST, data.pairs.crop))
+    photos = load_photos(data.photos, max(SMALLEST, data.pairs.crop), training=data.shards is None)
     if not photos.held_back:
         raise ValueError(f"no photograph under {data.photos} is held back (one in twelve is, by its name): add some.")
     return photos, held_back_pairs(photos, data.pairs)

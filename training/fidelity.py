@@ -22,14 +22,13 @@ from torch import Tensor, nn
 from ctsr import networks
 from training import adapt as adapting
 from training.adapt import Adapt, adapt, finish
-from training.data import Data, mini_data, open_photos, open_source, sd21_data
+from training.data import Data, mini_data, open_photos, open_source, restored_source, sd21_data
 from training.loop import Run, Turn, fit
 from training.one_step import OneStep, open_pipeline
-from training.pairs import paired_photos
 from training.perceptual import NoDistance
 from training.realism import total
 from training.reconstruction import Reconstruction, reconstruction_losses
-from training.sources import ByNumber, Sample
+from training.sources import Sample
 from training.stage import main, save, validate
 
 MINI_DISTANCES = Reconstruction(l1=1.0, l2=5.0, perceptual=0.0, features="none")
@@ -42,7 +41,8 @@ class Recipe:
     Attributes:
         start: "mini", a stage's file, or an SD 2.1 base folder.
         reconstruction: for the mini L1 + 5 L2: PSNR is what this end is for, L1 alone under-weights edges.
-        latent_weight: of the distance to the latents of the truth; SD's encoder is frozen for that end already.
+        latent_weight: of the distance to the latents of the truth by the first encoder; none at SD size, whose decoder
+            is frozen and holds the latents where they are.
         lr, restored: folders of low-resolution pictures and of what another restorer made of them, instead of
             degraded photographs.
     """
@@ -104,9 +104,7 @@ def train(recipe: Recipe) -> None:
     if recipe.lr is not None or recipe.restored is not None:
         if recipe.lr is None or recipe.restored is None:
             raise ValueError("Give --lr and --restored together, folders of pictures of the same names.")
-        restored = paired_photos(recipe.lr, recipe.restored, None)
-        crop, seed = recipe.data.pairs.crop, recipe.data.pairs.seed
-        source = ByNumber(lambda index: restored.make(index, crop, seed))
+        source = restored_source(recipe.data, recipe.lr, recipe.restored, None)
     turns = [Turn("generator", generator, recipe.peak_rate, groups)]
     if fit(recipe.run, source, turns, lambda: validate(model, pairs)):
         finish(model, recipe.adapt)

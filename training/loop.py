@@ -195,7 +195,13 @@ def fit(run: Run, source: Source, turns: Sequence[Turn], validate: Callable[[], 
     Returns:
         True when all steps are done, with the averaged weights in place; False when SIGTERM stopped it (the checkpoint
         is written).
+
+    Raises:
+        ValueError: half-precision weights without autocast, or a checkpoint of another recipe.
     """
+    halves = {p.dtype for turn in turns for p in turn.module.parameters()} - {torch.float32}
+    if halves and run.precision == "no":
+        raise ValueError("A frozen base in bf16 needs autocast: give --run.precision bf16 or --adapt.base-dtype fp32.")
     accelerator = Accelerator(
         mixed_precision=run.precision,
         gradient_accumulation_steps=run.accumulation,

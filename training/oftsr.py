@@ -24,6 +24,7 @@ from ctsr import CTSRPipeline, networks
 from ctsr.families import Endpoints
 from training import adapt as adapting
 from training.adapt import Adapt, Group, adapt, finish
+from training.channels import keep_first_group, widen_conv_in
 from training.data import Data, mini_data, open_photos, open_source, sd21_data
 from training.draws import Draws
 from training.flow import Solver, Velocity, distillation_losses, integrate, noisy_start, velocity_loss
@@ -34,37 +35,46 @@ from training.realism import total
 from training.scores import adapters_off
 from training.sources import Sample
 from training.stage import main, save, validate
-from training.tadsr import keep_first_group, register_channels
 
 MINI_ADAPT = Adapt(encoder="frozen", decoder=False, time_layers=False)
 SD21_ADAPT = replace(adapting.SD21, encoder="frozen", rank=64, alpha=128)
 
 
 @dataclass(frozen=True)
-class TeacherRecipe:
-    """Defaults and their reasons.
+class Recipe:
+    """What teacher and student are both told.
 
     Attributes:
         start: a stage's file, or an SD 2.1 base folder.
         adapt: the UNet alone: start and end of the flow are latents that must stay what they are. SD's LoRA is of rank
             64, for another prediction at every t is more to learn than OSEDiff's correction at one; not measured.
-        peak_rate: the mini's prior's, for the same reasons; 1e-4, the paper's, at SD size.
-        earliest: t is drawn from U[earliest, 1].
-        sampled_steps: of the flow at validation.
     """
 
     data: Data
     run: Run
     start: str
     adapt: Adapt = MINI_ADAPT
+    peak_rate: float = 1e-4
+
+
+@dataclass(frozen=True)
+class TeacherRecipe(Recipe):
+    """Defaults and their reasons; see `Recipe` for the others.
+
+    Attributes:
+        peak_rate: the mini's prior's, for the same reasons; 1e-4, the paper's, at SD size.
+        earliest: t is drawn from U[earliest, 1].
+        sampled_steps: of the flow at validation.
+    """
+
     peak_rate: float = 1e-3
     earliest: float = 0.001
     sampled_steps: int = 8
 
 
 @dataclass(frozen=True)
-class DistilRecipe:
-    """Defaults and their reasons; those of the losses are the paper's.
+class DistilRecipe(Recipe):
+    """Defaults and their reasons; those of the losses are the paper's. See `Recipe` for the others.
 
     Attributes:
         start: the teacher's file; the student starts as the teacher.
@@ -75,16 +85,16 @@ class DistilRecipe:
         align_weight, boundary_weight: beside the distillation's 1.
     """
 
-    data: Data
-    run: Run
-    start: str
-    adapt: Adapt = MINI_ADAPT
-    peak_rate: float = 1e-4
     dt: float = 0.05
     between: tuple[float, float] = (0.01, 0.99)
     solver: Solver = "midpoint"
     align_weight: float = 0.01
     boundary_weight: float = 0.1
+
+
+def sd21_run(steps: int, ema: float) -> Run:
+    """Batches of one picture, 16 a step."""
+    return Run(tyro.MISSING, steps=steps, batch=1, accumulation=16, ema=ema, schedule="constant")
 
 
 RECIPES: dict[str, tuple[str, TeacherRecipe | DistilRecipe]] = {
@@ -98,39 +108,13 @@ RECIPES: dict[str, tuple[str, TeacherRecipe | DistilRecipe]] = {
     ),
     "sd21-teacher": (
         "The flow for Stable Diffusion 2.1-base on one 24 GB card",
-        TeacherRecipe(
-            sd21_data(),
-            Run(tyro.MISSING, steps=20000, batch=1, accumulation=16, ema=0.9999, schedule="constant"),
-            tyro.MISSING,
-            SD21_ADAPT,
-            peak_rate=1e-4,
-        ),
+        TeacherRecipe(sd21_data(), sd21_run(20000, ema=0.9999), tyro.MISSING, SD21_ADAPT, peak_rate=1e-4),
     ),
     "sd21-distil": (
         "Its distillation",
-        DistilRecipe(
-            sd21_data(),
-            Run(tyro.MISSING, steps=10000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
-            tyro.MISSING,
-            SD21_ADAPT,
-            peak_rate=5e-5,
-        ),
+        DistilRecipe(sd21_data(), sd21_run(10000, ema=0.999), tyro.MISSING, SD21_ADAPT, peak_rate=5e-5),
     ),
 }
-
-
-def widen_conv_in(unet: nn.Module) -> None:
-    """Gives `conv_in` twice its channels, in place and in the config; the new half, for z_L, starts at zero.
-
-    Raises:
-        ValueError: `conv_in` carries an adapter.
-    """
-    old = cast(Any, unet).conv_in
-    if not isinstance(old, nn.Conv2d):
-        raise ValueError("conv_in carries an adapter: call merge_lora(unet), then widen it.")
-    old.weight = nn.Parameter(torch.cat([old.weight, torch.zeros_like(old.weight)], dim=1).detach())
-    old.in_channels *= 2
-    register_channels(unet, in_channels=old.in_channels)
 
 
 @torch.no_grad()

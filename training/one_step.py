@@ -32,9 +32,8 @@ def open_pipeline(start: Path | str, family: str = "ctsr") -> CTSRPipeline:
         family: of a base model; files know theirs.
     """
     path = Path(start)
-    if path.is_dir() and not (path / "model_index.json").is_file():
-        return load_base(path, family)
-    if path.is_dir() and "CTSRPipeline" not in (path / "model_index.json").read_text(encoding="utf-8"):
+    index = path / "model_index.json"
+    if path.is_dir() and not (index.is_file() and "CTSRPipeline" in index.read_text(encoding="utf-8")):
         return load_base(path, family)
     pipeline = load_pipeline(start, torch.float32)
     for part in (pipeline.unet, pipeline.vae):
@@ -66,11 +65,6 @@ class OneStep(nn.Module):
         """s of z = s * E(x)."""
         return float(cast(Any, self.vae).config["scaling_factor"])
 
-    @property
-    def latent_channels(self) -> int:
-        """C of a latent."""
-        return int(cast(Any, self.vae).config["latent_channels"])
-
     def encode(self, x: Tensor, timestep: Timestep | None = None) -> Tensor:
         """z_L, scaled: [B, 3, H, W] in [-1, 1] -> [B, C, H/8, W/8]; `timestep` of the encoder, None for the plain."""
         return self.scaling_factor * networks.encoder(self.vae, timestep).call(x)
@@ -86,10 +80,6 @@ class OneStep(nn.Module):
         """The UNet's estimate of the clean latent behind z at `timestep`, fp32: its first output group."""
         o = self.predict(z, timestep, prompt)[:, : z.shape[1]]
         return predict_x0(z, o, *coefficients(self.family.parameterization, timestep))
-
-    def endpoints(self, z: Tensor) -> Endpoints:
-        """Of the latents of a family with one encode."""
-        return self.family.endpoints(lambda sample, timestep, variant: self.predict(sample, timestep), [z])
 
     def forward(self, lr: Tensor) -> Endpoints:
         """LR [B, 3, h, w] in [-1, 1] -> endpoints, at the family's own timesteps."""

@@ -64,7 +64,7 @@ MINI = Recipe(
     peak_rate=8e-5,  # at 1.5e-4 the generator outruns its discriminator and draws dots along edges
     reconstruction=replace(reconstruction.MINI, l2=3.0, sharpen=1.5),
     # 0.4 holds for hundreds of steps; at 1 and more the discriminator is fooled by step 500.
-    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0), adversarial=Adversarial(weight=0.4)),
+    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.4)),
 )
 SD21 = Recipe(
     data=sd21_data(),
@@ -92,8 +92,9 @@ class Generator(nn.Module):
         """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
         z = self.model(batch["lr"]).z0
         x = self.model.decode(z)
+        judged = self.terms.judged(z, x, batch)
         terms = reconstruction_losses(x, batch["sharp"], self.weights, self.perceptual)
-        return {**total(terms | self.terms.losses(z, x, batch)), "fake": x, "latents": z}
+        return {**total(terms | self.terms.losses(judged, x, batch)), "fake": x, "latents": judged}
 
 
 class WithPrior(Protocol):

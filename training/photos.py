@@ -67,12 +67,23 @@ def read_photo(file: Path | IO[bytes]) -> NDArray[np.uint8] | None:
         return None
 
 
-def load_photos(folder: Path, min_side: int = 256, limit: int | None = None) -> Photos:
-    """Reads every photograph under `folder`; unreadable and too small ones are skipped, counted and named."""
+def load_photos(folder: Path, min_side: int = 256, training: bool = True) -> Photos:
+    """Reads the photographs under `folder`; unreadable and too small ones are skipped, counted and named.
+
+    Args:
+        folder: read with all folders in it.
+        min_side: px of the shorter side of one that is large enough.
+        training: those to train on too, else only those held back.
+
+    Raises:
+        FileNotFoundError: there is none to train on, and there should be.
+    """
     train: dict[str, NDArray[np.uint8]] = {}
     held_back: dict[str, NDArray[np.uint8]] = {}
     skipped: list[str] = []
-    for name, path in list(photo_paths(folder).items())[:limit]:
+    for name, path in photo_paths(folder).items():
+        if not training and not is_held_back(name):
+            continue
         pixels = read_photo(path)
         if pixels is None or min(pixels.shape[:2]) < min_side:
             skipped.append(name)
@@ -80,7 +91,7 @@ def load_photos(folder: Path, min_side: int = 256, limit: int | None = None) -> 
         (held_back if is_held_back(name) else train)[name] = pixels
     if skipped:
         logger.warning("skipped %d unreadable or too small: %s", len(skipped), ", ".join(skipped))
-    if not train:
+    if training and not train:
         raise FileNotFoundError(f"no photograph to train on under {folder}: give a folder of JPEG, PNG or WebP files")
     return Photos(train, held_back, tuple(skipped))
 

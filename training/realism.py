@@ -1,6 +1,6 @@
 """Realism terms as plug-ins: score distillation (the papers') and an adversarial one, alone, together or neither."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -11,7 +11,16 @@ from training.draws import Draws
 from training.loop import Turn
 from training.scores import Scores
 from training.sources import Sample
-from training.vsd import VSD, GuidanceLaw, RegulariserLoss, TimestepLaw, VSDTerm, constant_guidance, uniform_timesteps
+from training.vsd import (
+    VSD,
+    GuidanceLaw,
+    RegulariserLoss,
+    TimestepLaw,
+    VSDTerm,
+    constant_guidance,
+    move,
+    uniform_timesteps,
+)
 
 
 @dataclass(frozen=True)
@@ -41,12 +50,14 @@ class RealismTerms:
         guidance: GuidanceLaw | None = None,
     ):
         self.settings, self.seed = settings, seed
+        self.encode: Callable[[Tensor], Tensor] | None = None
         self.vsd: VSDTerm | None = None
         self.adversarial: AdversarialTerm | None = None
         self.turns: Sequence[Turn] = ()
         if settings.vsd.weight:
             if scores is None:
                 raise ValueError("VSD needs a prior: give --prior, or set --realism.vsd.weight 0.")
+            self.encode = scores.encode if settings.vsd.moved else None
             law = guidance or constant_guidance(settings.vsd.guidance)
             self.vsd = VSDTerm(scores.prior, scores.regulariser, timesteps, law, scores.negative_prompt)
             own = None if timesteps is uniform_timesteps else timesteps  # TADSR's regulariser follows its law
@@ -56,8 +67,12 @@ class RealismTerms:
             self.adversarial = AdversarialTerm(settings.adversarial, seed)
             self.turns = [*self.turns, self.adversarial.turn()]
 
+    def judged(self, z: Tensor, x: Tensor, batch: Sample) -> Tensor:
+        """Latents for VSD: z [B, C, h, w], or under `VSD.moved` those of the pictures x that it decodes to, moved."""
+        return z if self.encode is None else self.encode(move(x, Draws(batch["index"], self.seed)))
+
     def losses(self, z: Tensor, x: Tensor, batch: Sample, timestep: Tensor | None = None) -> dict[str, Tensor]:
-        """Weighted terms of latents [B, C, h, w] and the pictures [B, 3, H, W] that they decode to."""
+        """Weighted terms of `judged` latents [B, C, h, w] and of pictures [B, 3, H, W]."""
         out: dict[str, Tensor] = {}
         if self.vsd is not None:
             out["vsd"] = self.settings.vsd.weight * self.vsd.loss(z, Draws(batch["index"], self.seed), timestep)

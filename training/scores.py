@@ -5,8 +5,9 @@ The released OSEDiff and TADSR activate only the middle block's adapter of the r
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
@@ -15,40 +16,39 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline
 from training.adapt import AS_OSEDIFF, Group
 from training.loop import own_device
-from training.lora import add_lora, lora_parameters, unet_targets
+from training.lora import ALPHA, RANK, add_lora, lora_parameters, unet_targets
 from training.one_step import OneStep
 from training.vsd import Denoiser
 
 RegulariserLora = Literal["mid", "all"]
 
 
+@dataclass(frozen=True)
 class Scores:
     """Prior and regulariser.
 
     Attributes:
         prior, regulariser: noise predictions.
+        encode: pictures [B, 3, H, W] in [-1, 1] to the latents that the prior knows, fp32 [B, C, H/8, W/8], by the
+            frozen plain encoder of its file; a gradient goes through to the pictures.
         network: what the regulariser's optimizer moves a part of.
         groups: that part; None for all of it.
         negative_prompt: embeddings [1, L, D] that guidance goes against, or None.
     """
 
-    def __init__(
-        self,
-        prior: Denoiser,
-        regulariser: Denoiser,
-        network: nn.Module,
-        groups: Sequence[Group] | None,
-        negative_prompt: Tensor | None,
-    ):
-        self.prior, self.regulariser, self.network = prior, regulariser, network
-        self.groups, self.negative_prompt = groups, negative_prompt
+    prior: Denoiser
+    regulariser: Denoiser
+    encode: Callable[[Tensor], Tensor]
+    network: nn.Module
+    groups: Sequence[Group] | None
+    negative_prompt: Tensor | None
 
 
 def open_scores(
     base: CTSRPipeline,
     lora: RegulariserLora | None = None,
-    rank: int = 4,
-    alpha: int = 8,
+    rank: int = RANK,
+    alpha: float = ALPHA,
     negative_prompt: Tensor | None = None,
 ) -> Scores:
     """Scores of a noise-predicting pipeline (an SD 2.1 base, or what `training.prior` wrote for the mini).
@@ -63,18 +63,20 @@ def open_scores(
     model = OneStep(base).requires_grad_(False).to(device)
     if negative_prompt is not None:
         negative_prompt = negative_prompt.to(device)
+
+    def encode(x: Tensor) -> Tensor:
+        return model.encode(x).float()
+
     if lora is None:
         network = copy.deepcopy(model.unet).requires_grad_(True)
         twin = copy.copy(model)
         twin._modules = {**model._modules, "unet": network}
-        return Scores(denoiser(model), denoiser(twin), network, None, negative_prompt)
+        return Scores(denoiser(model), denoiser(twin), encode, network, None, negative_prompt)
     targets = unet_targets(model.unet)
     chosen = targets if lora == "all" else {"default_others": targets["default_others"]}
     add_lora(model.unet, chosen, rank, alpha)
-    prior = without_adapters(model)
-    return Scores(
-        prior, denoiser(model), model.unet, [{"params": lora_parameters(model.unet), **AS_OSEDIFF}], negative_prompt
-    )
+    groups: list[Group] = [{"params": lora_parameters(model.unet), **AS_OSEDIFF}]
+    return Scores(without_adapters(model), denoiser(model), encode, model.unet, groups, negative_prompt)
 
 
 def denoiser(model: OneStep) -> Denoiser:

@@ -20,12 +20,12 @@ import tyro
 import webdataset as wds
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import tarfile_samples
 
 from training.pairs import Pairs, pair_of
 from training.photos import SUFFIXES, is_held_back, photo_paths, read_photo
-from training.sources import Sample, leave_sigterm_to_the_main_process
+from training.sources import Sample, load_ahead, to_device
 
 if TYPE_CHECKING:
     from training.loop import Run
@@ -185,19 +185,11 @@ class ShardSource:
         """Endless, from `resume_shard(latest_shards)` on, whatever the step."""
         first = resume_shard(latest_shards)
         self.latest = dict.fromkeys(range(world * max(1, run.workers)), first)
-        loader = DataLoader(
-            ShardPairs(self.shards, self.pairs, rank, world, first),
-            batch_size=run.batch,
-            num_workers=run.workers,
-            multiprocessing_context="fork" if run.workers else None,
-            prefetch_factor=4 if run.workers else None,
-            worker_init_fn=leave_sigterm_to_the_main_process,
-        )
-        return iter(loader)
+        return load_ahead(ShardPairs(self.shards, self.pairs, rank, world, first), run)
 
     def on_device(self, batch: Sample, device: torch.device) -> Sample:
         """The batch, moved."""
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        return to_device(batch, device)
 
     def consumers(self, batch: Mapping[str, Tensor]) -> Mapping[int, int]:
         """The latest shard of every consumer so far, `batch["shard"]` (of all processes) included."""

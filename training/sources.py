@@ -69,6 +69,25 @@ def leave_sigterm_to_the_main_process(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def load_ahead(samples: Dataset[Sample], run: "Run", sampler: "Numbers | None" = None) -> Iterator[Sample]:
+    """Batches [B, ...] of `samples`, made ahead by worker processes; `sampler` gives the numbers of a map dataset."""
+    loader = DataLoader(
+        samples,
+        batch_size=run.batch,
+        sampler=sampler,
+        num_workers=run.workers,
+        multiprocessing_context="fork" if run.workers else None,
+        prefetch_factor=4 if run.workers else None,
+        worker_init_fn=leave_sigterm_to_the_main_process,
+    )
+    return iter(loader)
+
+
+def to_device(batch: Sample, device: torch.device) -> Sample:
+    """The batch, moved."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
 @dataclass(frozen=True)
 class ByNumber:
     """Samples made by worker processes, or, with `finish`, made on the device from their numbers.
@@ -85,20 +104,11 @@ class ByNumber:
         self, run: "Run", start: int, latest_shards: Mapping[int, int], rank: int, world: int
     ) -> Iterator[Sample]:
         """See `Source`."""
-        loader = DataLoader(
-            Samples(self.make),
-            batch_size=run.batch,
-            sampler=Numbers(run, start, rank, world),
-            num_workers=run.workers,
-            multiprocessing_context="fork" if run.workers else None,
-            prefetch_factor=4 if run.workers else None,
-            worker_init_fn=leave_sigterm_to_the_main_process,
-        )
-        return iter(loader)
+        return load_ahead(Samples(self.make), run, Numbers(run, start, rank, world))
 
     def on_device(self, batch: Sample, device: torch.device) -> Sample:
         """See `Source`."""
-        batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        batch = to_device(batch, device)
         return self.finish(batch) if self.finish else batch
 
     def consumers(self, batch: Sample) -> Mapping[int, int]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -52,23 +52,22 @@ def validate(model: OneStep, pairs: Sequence[Sample], dial: Sequence[float] = (0
     device = next(model.unet.parameters()).device
     rows: dict[str, list[float]] = {"bicubic": [], **{f"t={t:g}": [] for t in dial}}
     pictures: dict[str, list[Tensor]] = {}
-    for pair in pairs:
+    for number, pair in enumerate(pairs):
         sample = {name: tensor.to(device) for name, tensor in batched(pair).items()}
         truth, ends = sample["soft"], model(sample["lr"])
         results = {f"t={t:g}": model.decode(blend(ends, t)) for t in dial}
         results = {"bicubic": enlarge(sample["lr"]), **results}
         for name, picture in results.items():
             rows[name].append(psnr_y(picture, truth))
-            pictures.setdefault(name, []).append(picture)
-        pictures.setdefault("HR", []).append(sample["sharp"])
+        if number < SHOWN:
+            for name, picture in {**results, "HR": sample["sharp"]}.items():
+                pictures.setdefault(name, []).append(picture)
     figures = {name: float(np.mean(row)) for name, row in rows.items()}
-    return Report(figures, {name: torch.cat(row[:SHOWN]) for name, row in pictures.items()})
+    return Report(figures, {name: torch.cat(row) for name, row in pictures.items()})
 
 
-def save(pipeline: CTSRPipeline, out: Path, **settings: Any) -> Path:
-    """The stage's networks as the library's single file, fp32, `settings` of the pipeline changed."""
-    for name, value in settings.items():
-        pipeline.register_to_config(**{name: value})
+def save(pipeline: CTSRPipeline, out: Path) -> Path:
+    """Writes the stage's networks as the library's single file, fp32, and returns its path; one process writes."""
     path = out / RESULT
     if PartialState().is_main_process:
         pipeline.save_single_file(path, torch.float32)

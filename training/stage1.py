@@ -17,31 +17,30 @@ trained.
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import torch
 import tyro
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from ctsr import CTSRPipeline, networks
+from ctsr import CTSRPipeline
 from ctsr.families import blend
 from training import adapt as adapting
 from training import osediff, reconstruction
-from training.adapt import Adapt, Group, adapt, finish, to_base_dtype
-from training.data import Data, mini_data, open_photos, open_source, sd21_data
+from training.adapt import Group, adapt, finish
+from training.data import mini_data, open_photos, sd21_data
 from training.draws import Draws
 from training.dual_teacher import clean_consistency, directed, literal_agreement, literal_consistency, noised
 from training.loop import Run, Turn, fit
 from training.one_step import OneStep, open_pipeline
-from training.pairs import paired_photos
 from training.perceptual import perceptual_loss
-from training.photos import Photos
 from training.realism import Realism, RealismTerms, total
 from training.reconstruction import Reconstruction, reconstruction_losses
 from training.scores import RegulariserLora
-from training.sources import ByNumber, Sample, Source
+from training.sources import Sample
 from training.stage import main, save, validate
+from training.teachers import Faithful, StageRecipe, faithful_source, frozen, open_faithful, plain_latents, plain_vae
 from training.vsd import HIGHEST, LOWEST
 
 
@@ -71,30 +70,15 @@ class Distillation:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Defaults and their reasons.
+class Recipe(StageRecipe):
+    """Defaults and their reasons; see `StageRecipe` for the others.
 
     Attributes:
         start: file of `training.osediff`: the realism teacher, and the student's start.
-        fidelity: file of `training.fidelity`: the faithful teacher.
-        lr, restored, hr: instead of it and of the photographs, folders of low-resolution pictures, what another
-            restorer made of them, and the truth.
-        autoencoder: whose plain encoder encodes the truth: for SD the base, since LoRA trained that of `start`; None is
-            `start`'s own.
         realism: terms beside the teachers'. The papers' have none; the mini keeps its adversarial one.
         prior, regulariser_lora: for VSD among these, as in `training.osediff`.
     """
 
-    data: Data
-    run: Run
-    start: str
-    fidelity: Path | None = None
-    lr: Path | None = None
-    restored: Path | None = None
-    hr: Path | None = None
-    autoencoder: str | None = None
-    adapt: Adapt = adapting.MINI
-    peak_rate: float = 1e-4
     distillation: Distillation = field(default_factory=Distillation)
     reconstruction: Reconstruction = reconstruction.MINI
     realism: Realism = field(default_factory=Realism)
@@ -124,63 +108,6 @@ SD21 = Recipe(
     reconstruction=Reconstruction(l2=1.0, perceptual=2.0, features="lpips"),
 )
 RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}
-
-
-def frozen(pipeline: CTSRPipeline, what: Adapt) -> OneStep:
-    """A teacher: nothing of it learns, and its weights are in the dtype of a frozen base."""
-    model = OneStep(pipeline).requires_grad_(False)
-    for module in (model.unet, model.vae):
-        to_base_dtype(module, what)
-    if what.checkpointing:
-        cast(Any, model.unet).enable_gradient_checkpointing()  # B_k's gradient runs through it
-    return model
-
-
-class Faithful(nn.Module):
-    """The faithful end: what a network restores, or the latent of what another restorer made (`batch["soft"]`)."""
-
-    def __init__(self, network: OneStep | None, vae: nn.Module):
-        super().__init__()
-        self.network, self.vae = network, vae
-
-    @torch.no_grad()
-    def forward(self, batch: Sample) -> Tensor:
-        """z_f, scaled, fp32 [B, C, h, w]."""
-        if self.network is None:
-            return plain_latents(self.vae, batch["soft"])
-        return blend(self.network(batch["lr"]), 1.0)
-
-
-def plain_latents(vae: nn.Module, x: Tensor) -> Tensor:
-    """Scaled latents of pictures [B, 3, H, W] in [-1, 1] by the encoder without a timestep, fp32; no gradient."""
-    with torch.no_grad():
-        return float(cast(Any, vae).config["scaling_factor"]) * networks.encoder(vae, None).call(x).float()
-
-
-def plain_vae(autoencoder: str | None, start: OneStep, what: Adapt) -> nn.Module:
-    """The frozen autoencoder whose plain encoder gives latents of clean pictures: of a base, or `start`'s own."""
-    if autoencoder is None:
-        return start.vae
-    vae = cast(nn.Module, open_pipeline(autoencoder, "osediff").vae).requires_grad_(False)
-    to_base_dtype(vae, what)
-    return vae
-
-
-def open_faithful(fidelity: Path | None, restored: Path | None, what: Adapt, vae: nn.Module) -> Faithful:
-    """The faithful teacher: a network's file, or another restorer's pictures, which `vae` encodes."""
-    if (fidelity is None) == (restored is None):
-        raise ValueError("Give one faithful teacher: --fidelity FILE, or --lr, --restored and --hr FOLDER.")
-    return Faithful(None if fidelity is None else frozen(open_pipeline(fidelity), what), vae)
-
-
-def faithful_source(data: Data, photos: Photos, lr: Path | None, restored: Path | None, hr: Path | None) -> Source:
-    """Degraded photographs, or another restorer's pictures as `soft` beside their truth as `sharp`."""
-    if restored is None:
-        return open_source(data, photos)
-    if lr is None or hr is None:
-        raise ValueError("--restored needs the folders that its pictures belong to: give --lr and --hr too.")
-    pictures = paired_photos(lr, restored, hr)
-    return ByNumber(lambda index: pictures.make(index, data.pairs.crop, data.pairs.seed))
 
 
 @dataclass(frozen=True)
@@ -279,16 +206,17 @@ class Student(nn.Module):
         """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
         z = self.model(batch["lr"]).z0
         x = self.model.decode(z)
+        judged = self.terms.judged(z, x, batch)
         terms = reconstruction_losses(x, batch["sharp"], self.weights, self.perceptual)
-        terms |= self.teachers(self.model, z, batch) | self.terms.losses(z, x, batch)
-        return {**total(terms), "fake": x, "latents": z}
+        terms |= self.teachers(self.model, z, batch) | self.terms.losses(judged, x, batch)
+        return {**total(terms), "fake": x, "latents": judged}
 
 
 def open_teachers(recipe: Recipe) -> DualTeacher:
     """Both teachers, frozen, and the encoder of the truth."""
     realistic = frozen(open_pipeline(recipe.start), recipe.adapt)
-    vae = plain_vae(recipe.autoencoder, realistic, recipe.adapt)
-    faithful = open_faithful(recipe.fidelity, recipe.restored, recipe.adapt, vae)
+    vae = plain_vae(recipe, realistic)
+    faithful = open_faithful(recipe, vae)
     return DualTeacher(recipe.distillation, realistic, faithful, vae, recipe.run.seed)
 
 
@@ -309,8 +237,7 @@ def train(recipe: Recipe) -> None:
     photos, pairs = open_photos(recipe.data)
     pipeline, turns = build(recipe)
     model = cast(Student, turns[0].module).model
-    source = faithful_source(recipe.data, photos, recipe.lr, recipe.restored, recipe.hr)
-    if fit(recipe.run, source, turns, lambda: validate(model, pairs, dial=(0.0,))):
+    if fit(recipe.run, faithful_source(recipe, photos), turns, lambda: validate(model, pairs, dial=(0.0,))):
         finish(model, recipe.adapt)
         save(pipeline, recipe.run.out)
 

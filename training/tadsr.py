@@ -12,7 +12,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 import tyro
@@ -26,6 +25,7 @@ from training import adapt as adapting
 from training import osediff
 from training.adapt import adapt, finish
 from training.calibrate import TIMESTEPS, calibrate, show, store, write_table
+from training.channels import keep_first_group
 from training.data import mini_data, open_photos, open_source, sd21_data
 from training.draws import Draws
 from training.loop import Run, Turn, fit
@@ -118,9 +118,10 @@ class Generator(nn.Module):
         timestep = draw_timesteps(Draws(batch["index"], self.recipe.run.seed)).to(batch["lr"].device)
         z = self.model.x0(self.model.encode(enlarge(batch["lr"]), timestep), timestep)
         x = self.model.decode(z)
-        judged = weigh_gradient(x, timestep / TIMESTEP) if self.recipe.adversarial_by_timestep else x
-        terms = self.distances(x, batch["sharp"], timestep) | self.terms.losses(z, judged, batch, timestep)
-        return {**total(terms), "fake": x, "latents": z, "timestep": timestep}
+        shown = weigh_gradient(x, timestep / TIMESTEP) if self.recipe.adversarial_by_timestep else x
+        judged = self.terms.judged(z, x, batch)
+        terms = self.distances(x, batch["sharp"], timestep) | self.terms.losses(judged, shown, batch, timestep)
+        return {**total(terms), "fake": x, "latents": judged, "timestep": timestep}
 
     def distances(self, x: Tensor, truth: Tensor, timestep: Tensor) -> dict[str, Tensor]:
         """Weighted terms against the photograph: the perceptual one as it is, all others under the blur of tau."""
@@ -131,30 +132,6 @@ class Generator(nn.Module):
             **reconstruction_losses(*blurred, replace(weights, perceptual=0.0), NoDistance()),
             **reconstruction_losses(x, truth, whole, self.perceptual),
         }
-
-
-def keep_first_group(unet: nn.Module, channels: int) -> None:
-    """Cuts `conv_out` down to its first `channels` outputs, in place and in the config.
-
-    Raises:
-        ValueError: `conv_out` has fewer, or carries an adapter.
-    """
-    old = cast(Any, unet).conv_out
-    if not isinstance(old, nn.Conv2d) or old.out_channels < channels:
-        raise ValueError(f"conv_out must be a plain convolution to {channels} channels or more: {old}.")
-    if old.out_channels == channels:
-        return
-    old.weight, old.bias = (nn.Parameter(p[:channels].detach()) for p in old.parameters())
-    old.out_channels = channels
-    register_channels(unet, out_channels=channels)
-
-
-def register_channels(unet: nn.Module, **channels: int) -> None:
-    """Channels that were changed after construction, in the config as if they had been asked for then."""
-    config = cast(Any, unet).config
-    # What diffusers noted as left at its default when the model was built would be dropped by `from_config`.
-    defaults = [name for name in config.get("_use_default_values", []) if name not in channels]
-    cast(Any, unet).register_to_config(**channels, _use_default_values=defaults)
 
 
 def open_start(recipe: Recipe) -> CTSRPipeline:

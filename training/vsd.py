@@ -5,6 +5,11 @@ where those lie; their difference moves the generator. With x_phi and x_psi the 
 z_tau = sqrt(abar) z + sqrt(1 - abar) eps,
 
     g = (x_phi - x_psi) / mean|z - x_psi|        L = mean (z - sg(z - g))^2        dL/dz = 2 g / N
+
+Latents are judged cell by cell, and nothing in them holds neighbouring cells together: where a latent is nearly a block
+transform, as the mini's is, the pictures get seams at the borders of its 8x8 px cells. `move` is the cure, that of
+block-wise de-noising (cycle spinning, Coifman and Donoho, "Translation-invariant de-noising", 1995): the latents judged
+are those of the decoded picture moved by a random offset, so that no border stays where it is.
 """
 
 from collections.abc import Callable
@@ -22,6 +27,7 @@ from training.sources import Sample
 TimestepLaw = Callable[[Tensor | None, Draws], Tensor]
 GuidanceLaw = Callable[[Tensor], Tensor]
 
+CELL = 8  # px of a picture to a latent
 LOWEST, HIGHEST = 20, 979  # OSEDiff's range for the distillation; the regulariser trains on all of 0..999
 
 
@@ -53,6 +59,14 @@ def add_noise(z: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     return (abar.sqrt() * z.double() + (1 - abar).sqrt() * noise.double()).float()
 
 
+def move(x: Tensor, draws: Draws) -> Tensor:
+    """Pictures [B, 3, H, W] -> [B, 3, H - 8, W - 8], each without its first dy rows and dx columns, U{0..7}."""
+    tops, lefts = (draws.integers(f"vsd {name}", 0, CELL - 1).tolist() for name in ("top", "left"))
+    height, width = x.shape[2] - CELL, x.shape[3] - CELL
+    rows = zip(x, tops, lefts, strict=True)
+    return torch.stack([row[:, top : top + height, left : left + width] for row, top, left in rows])
+
+
 class Denoiser(Protocol):
     """A noise prediction: latents [B, C, h, w], timesteps [B], prompt [1, L, D] or None for the default one."""
 
@@ -72,11 +86,14 @@ class VSD:
         weight: zero leaves it out.
         guidance: classifier-free guidance of the prior; 1 for a prior that knows no prompt.
         peak_rate: of the regulariser.
+        moved: judge the latents of the decoded picture, moved by a random offset, in place of the generator's own: no
+            seams at the borders of the cells (see `move`), for one more pass of the encoder there and back.
     """
 
     weight: float = 0.0
     guidance: float = 7.5
     peak_rate: float = 5e-5
+    moved: bool = False
 
 
 class VSDTerm:

@@ -1,6 +1,7 @@
 """What the stages' tests train on, and for how long."""
 
-import sys
+import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,13 @@ import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
 from ctsr import CTSRPipeline
+from training.data import Data
 from training.loop import Run
+from training.pairs import Pairs
 from training.photos import is_held_back
 from training.sources import Sample
 
@@ -65,6 +69,12 @@ def make_batch() -> Callable[..., Sample]:
     return make
 
 
+@pytest.fixture
+def batch(make_batch: Callable[..., Sample]) -> Sample:
+    """Two of them."""
+    return make_batch()
+
+
 @pytest.fixture(scope="session")
 def make_prior(make_mini: Callable[..., CTSRPipeline]) -> Callable[..., CTSRPipeline]:
     """`make_prior(seed)`: a tiny mini prior, noise prediction on the tiny mini's latents."""
@@ -92,12 +102,21 @@ def tiny_prior_file(make_prior: Callable[..., CTSRPipeline], tmp_path_factory: p
 
 
 @pytest.fixture(scope="session")
-def sd_folder(make_sd: Callable[..., CTSRPipeline], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Stable Diffusion folder."""
-    sys.path.insert(0, str(Path(__file__).parent))
-    from test_base import write_base
-
-    return write_base(tmp_path_factory.mktemp("sd"), make_sd("osediff"))
+def sd_folder(
+    make_sd: Callable[..., CTSRPipeline], text_encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A tiny Stable Diffusion folder: plain autoencoder and UNet, tokenizer, text encoder and scheduler."""
+    folder, pipeline = tmp_path_factory.mktemp("sd"), make_sd("osediff")
+    shutil.copytree(text_encoder_folder, folder, dirs_exist_ok=True)
+    config = {key: value for key, value in pipeline.vae.config.items() if not key.startswith("_")}
+    vae = AutoencoderKL.from_config(config)
+    weights = pipeline.vae.state_dict()
+    vae.load_state_dict({key: weights[key] for key in vae.state_dict()})
+    vae.save_pretrained(folder / "vae")
+    pipeline.unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "unet")
+    (folder / "scheduler").mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": "epsilon"}))
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +132,24 @@ def stage_files(
     for name, pipeline in pipelines.items():
         pipeline.save_single_file(paths[name], torch.float32)
     return paths
+
+
+@pytest.fixture
+def on_tiny_files(
+    photos: Path, stage_files: dict[str, Path], make_run: Callable[..., Run], tmp_path: Path
+) -> Callable[[Any, str], Any]:
+    """`on_tiny_files(recipe, "mini" or "sd")`: a recipe of CTSR's stages on these files, for two steps."""
+
+    def make(recipe: Any, size: str) -> Any:
+        return replace(
+            recipe,
+            data=Data(photos, pairs=Pairs(crop={"mini": 32, "sd": 64}[size])),
+            run=make_run(tmp_path / "out"),
+            start=str(stage_files[size]),
+            fidelity=stage_files.get(f"{size} fidelity", stage_files[size]),
+        )
+
+    return make
 
 
 @pytest.fixture(scope="session")

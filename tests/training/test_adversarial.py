@@ -16,11 +16,6 @@ SETTINGS = Adversarial(weight=1.5, delay=0)
 
 
 @pytest.fixture
-def batch(make_batch: Callable[..., Sample]) -> Sample:
-    return make_batch()
-
-
-@pytest.fixture
 def term() -> AdversarialTerm:
     torch.manual_seed(0)
     return AdversarialTerm(SETTINGS, 3)
@@ -70,12 +65,29 @@ def test_the_generators_gradient_is_weight_times_that_of_an_l1_loss(term: Advers
     assert x.grad.norm().item() == pytest.approx(1.5 * l1.norm().item(), rel=1e-4)
 
 
-def test_the_generators_gradient_is_that_of_the_logistic_loss(term: AdversarialTerm, batch: Sample) -> None:
+def test_the_generators_gradient_is_that_of_the_logistic_loss_in_each_picture(
+    term: AdversarialTerm, batch: Sample
+) -> None:
     x = fake(batch)
     term.loss(x, batch).backward()
     pictures = cut(batch, 3, x, enlarge(batch["lr"]))
     expected = torch.autograd.grad(softplus(term.discriminator(*pictures), -1), x)[0]
-    torch.testing.assert_close(x.grad / x.grad.norm(), expected / expected.norm(), rtol=1e-4, atol=1e-6)
+    for found, wanted in zip(x.grad, expected, strict=True):
+        torch.testing.assert_close(found / found.norm(), wanted / wanted.norm(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_pictures_gradient_does_not_depend_on_the_others_of_its_batch(term: AdversarialTerm, batch: Sample) -> None:
+    """So that accumulated batches are one large batch: here, one picture hardly moves the discriminator."""
+    with torch.no_grad():
+        batch["sharp"][0] *= 1e-2
+        batch["lr"][0] *= 1e-2
+    together = fake(batch)
+    term.loss(together, batch).backward()
+    for row in range(2):
+        one = {name: value[row : row + 1] if value.ndim else value for name, value in batch.items()}
+        alone = together.detach()[row : row + 1].requires_grad_()
+        (term.loss(alone, one) / 2).backward()
+        torch.testing.assert_close(alone.grad, together.grad[row : row + 1], rtol=1e-4, atol=1e-9)
 
 
 def test_the_generators_turn_leaves_the_discriminator_alone(term: AdversarialTerm, batch: Sample) -> None:

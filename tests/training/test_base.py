@@ -1,7 +1,5 @@
-"""A Stable Diffusion folder as the start of training: sizes, families, the widened UNet, and folders that are none."""
+"""A Stable Diffusion folder as the start of training: sizes, families, and folders that are none."""
 
-import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,29 +11,12 @@ from torch import Tensor
 
 from ctsr import CheckpointError, CTSRPipeline, TimeAwareAutoencoderKL
 from ctsr.prompts import encode_prompts
-from training.base import NEGATIVE_PROMPT, SD21_UNET, SD21_VAE, load_base, widen_conv_out
-from training.lora import add_lora, merge_lora, unet_targets
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from test_prompts import write_text_encoder
+from training.base import NEGATIVE_PROMPT, SD21_UNET, SD21_VAE, load_base
 
 
-def write_base(folder: Path, pipeline: CTSRPipeline) -> Path:
-    """A tiny SD folder: plain autoencoder and UNet, tokenizer, text encoder and scheduler."""
-    config = {key: value for key, value in pipeline.vae.config.items() if not key.startswith("_")}
-    vae = AutoencoderKL.from_config(config)
-    weights = pipeline.vae.state_dict()
-    vae.load_state_dict({key: weights[key] for key in vae.state_dict()})
-    vae.save_pretrained(folder / "vae")
-    pipeline.unet.to(memory_format=torch.contiguous_format).save_pretrained(folder / "unet")
-    (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": "epsilon"}))
-    return write_text_encoder(folder)
-
-
-@pytest.fixture(scope="module")
-def folder(make_sd, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base(tmp_path_factory.mktemp("base"), make_sd("osediff"))
+@pytest.fixture
+def folder(sd_folder: Path) -> Path:
+    return sd_folder
 
 
 def result(pipeline: CTSRPipeline, t: float) -> Tensor:
@@ -86,37 +67,6 @@ def test_a_folder_of_halves_is_loaded_as_fp32(folder, make_sd, tmp_path):
         p.dtype for m in (pipeline.unet, pipeline.vae, pipeline.prompt_embeddings) for p in m.state_dict().values()
     }
     assert dtypes == {torch.float32}
-
-
-def test_the_widened_unet_saves_and_loads(folder, tmp_path):
-    unet = load_base(folder, "osediff").unet
-    narrow = unet.conv_out
-    widen_conv_out(unet)
-    torch.testing.assert_close(unet.conv_out.weight[:4], narrow.weight, rtol=0, atol=0)
-    torch.testing.assert_close(unet.conv_out.bias[:4], narrow.bias, rtol=0, atol=0)
-    assert unet.conv_out.weight[4:].abs().max() == unet.conv_out.bias[4:].abs().max() == 0
-    unet.save_pretrained(tmp_path)
-    loaded = UNet2DConditionModel.from_pretrained(tmp_path, low_cpu_mem_usage=False)
-    assert loaded.config["out_channels"] == 12
-    assert torch.equal(loaded.conv_out.weight, unet.conv_out.weight)
-
-
-def test_the_widened_config_rebuilds_also_where_the_width_was_a_default():
-    shape = {"block_out_channels": (8,), "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}
-    unet = UNet2DConditionModel(**shape, layers_per_block=1, norm_num_groups=4, cross_attention_dim=8)
-    widen_conv_out(unet, groups=2)
-    assert UNet2DConditionModel.from_config(unet.config).conv_out.out_channels == 8
-
-
-def test_widening_asks_for_merged_adapters(folder):
-    pytest.importorskip("peft")
-    unet = load_base(folder, "osediff").unet
-    add_lora(unet, unet_targets(unet))
-    with pytest.raises(ValueError, match="merge_lora"):
-        widen_conv_out(unet)
-    merge_lora(unet)
-    widen_conv_out(unet)
-    assert unet.conv_out.out_channels == 12
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "tokenizer", "text_encoder"])

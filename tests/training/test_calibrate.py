@@ -11,9 +11,9 @@ from torch import Tensor
 from ctsr import CTSRPipeline
 from training import calibrate
 from training.calibrate import Job, Point
+from training.channels import keep_first_group
 from training.data import Data
 from training.reconstruction import gaussian_blur
-from training.tadsr import keep_first_group
 
 
 def points(*rows: tuple[int, float, float]) -> list[Point]:

@@ -63,6 +63,12 @@ def test_one_pair_is_held_back_of_every_photograph_that_is(data: Data) -> None:
     assert batched(pairs[0])["index"].shape == (1,)
 
 
+def test_beside_shards_only_the_held_back_photographs_are_in_memory(data: Data) -> None:
+    photos, pairs = open_photos(replace(data, shards="*.tar"))
+    assert (len(photos.train), len(photos.held_back), len(pairs)) == (0, 1, 1)
+    assert photos.skipped == ()  # nobody looked at the broken one
+
+
 def test_a_folder_of_which_nothing_is_held_back_is_an_error(data: Data, tmp_path: Path) -> None:
     for name in load_photos(data.photos).train:
         (tmp_path / name).symlink_to(data.photos / name)

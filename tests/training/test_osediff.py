@@ -151,6 +151,16 @@ def test_the_generators_loss_is_the_sum_of_its_terms(
     torch.testing.assert_close(out["l1"], (out["fake"] - batch["sharp"]).abs().mean())
 
 
+def test_the_regulariser_learns_on_the_latents_that_were_judged(
+    mini: osediff.Recipe, make_mini: Callable[..., CTSRPipeline], make_batch: Callable[..., Sample]
+) -> None:
+    recipe, batch = replace(mini, realism=replace(NEITHER, vsd=replace(VSD_ON, moved=True))), make_batch()
+    terms = RealismTerms(recipe.realism, 0, prior_scores(recipe))
+    out = Generator(OneStep(make_mini()), mini.reconstruction, terms)(batch)
+    assert out["latents"].shape == (2, 4, 3, 3)
+    assert torch.equal(out["latents"], terms.judged(out["latents"], out["fake"], batch))
+
+
 def test_the_negative_prompt_is_osediffs_and_only_where_there_is_guidance(
     sd21: osediff.Recipe, sd_folder: Path
 ) -> None:

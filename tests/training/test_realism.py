@@ -1,20 +1,22 @@
 """Realism terms as plug-ins: alone, together or neither."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from ctsr import CTSRPipeline
+from ctsr import CTSRPipeline, networks
 from training.adversarial import Adversarial
 from training.draws import Draws
 from training.realism import Realism, RealismTerms, total
 from training.scores import open_scores
 from training.sources import Sample
-from training.vsd import VSD, half_timesteps
+from training.vsd import VSD, half_timesteps, move
 
 VSD_ON = VSD(weight=2.0, guidance=1.0, peak_rate=3e-4)
+MOVED = replace(VSD_ON, moved=True)
 ADVERSARIAL_ON = Adversarial(weight=0.5, delay=0)
 OFF = Adversarial(weight=0.0)
 
@@ -96,6 +98,52 @@ def test_the_laws_reach_both_sides_of_vsd(
     (turn,) = realism.turns
     turn.module({**batch, "latents": z.detach(), "timestep": timestep})
     assert [steps.tolist() for _, steps in asked] == [[5, 450], [5, 450]]
+
+
+@pytest.fixture
+def encode(make_prior: Callable[..., CTSRPipeline]) -> Callable[[Tensor], Tensor]:
+    """The prior's plain encoder, and its scaling factor."""
+    vae = make_prior().vae.requires_grad_(False)
+    return lambda x: vae.config["scaling_factor"] * networks.encoder(vae, None).call(x)
+
+
+def test_moved_latents_are_those_of_the_moved_picture_and_their_gradient_goes_back_through_the_encoder(
+    build: Callable[..., RealismTerms], make_batch: Callable[..., Sample], encode: Callable[[Tensor], Tensor]
+) -> None:
+    realism, batch = build(Realism(MOVED, OFF)), make_batch()
+    z, x = inputs(batch)
+    draws = Draws(batch["index"], 4)
+    judged = realism.judged(z, x, batch)
+    expected = encode(move(x, draws))
+    assert judged.shape == (2, 4, 3, 3)
+    torch.testing.assert_close(judged, expected)
+    realism.losses(judged, x, batch)["vsd"].backward()
+    g = realism.vsd.direction(expected.detach(), draws)
+    (gradient,) = torch.autograd.grad(expected, x, 2 * MOVED.weight * g / g.numel())
+    torch.testing.assert_close(x.grad, gradient, rtol=1e-3, atol=1e-3 * float(gradient.abs().mean()))
+    assert gradient.abs().mean() > 0
+    assert z.grad is None
+
+
+def test_moved_by_nothing_is_vsd_on_the_latents_of_the_decoded_picture(
+    build: Callable[..., RealismTerms], make_batch: Callable[..., Sample], encode: Callable[[Tensor], Tensor]
+) -> None:
+    realism, plain = build(Realism(MOVED, OFF)), build(Realism(VSD_ON, OFF))
+    places = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"))[None]
+    still = next(n for n in range(1000) if not move(places, Draws(torch.tensor([n]), 4))[..., 0, 0].any())
+    batch = make_batch(1, first=still)
+    z, x = encode(batch["soft"][..., :-8, :-8]), batch["soft"]
+    judged = realism.judged(torch.zeros_like(z), x, batch)
+    torch.testing.assert_close(realism.losses(judged, x, batch)["vsd"], plain.losses(z, x, batch)["vsd"])
+
+
+@pytest.mark.parametrize("vsd", [VSD_ON, replace(MOVED, weight=0.0)])
+def test_without_moving_or_without_vsd_the_latents_are_the_generators(
+    build: Callable[..., RealismTerms], make_batch: Callable[..., Sample], vsd: VSD
+) -> None:
+    batch = make_batch()
+    z, x = inputs(batch)
+    assert build(Realism(vsd, OFF)).judged(z, x, batch) is z
 
 
 def test_vsd_without_a_prior_is_an_error_that_says_what_to_do() -> None:

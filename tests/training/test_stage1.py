@@ -8,72 +8,37 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import alpha_bar
 from training import stage1
-from training.data import Data
-from training.loop import Run
 from training.lora import unet_targets, vae_targets
-from training.one_step import OneStep
-from training.pairs import Pairs
+from training.one_step import OneStep, open_pipeline
 from training.perceptual import NoDistance
 from training.realism import Realism
 from training.reconstruction import Reconstruction
 from training.sources import Sample
-from training.stage1 import Distillation, DualTeacher, Faithful, plain_latents
+from training.stage1 import Distillation, DualTeacher
+from training.teachers import Faithful, plain_latents
 from training.vsd import VSD, add_noise
 
-CROP = 32
+Moved = Callable[[CTSRPipeline, CTSRPipeline, str], set[str]]
+Reload = Callable[[Path], CTSRPipeline]
 
 
 @pytest.fixture
-def batch(make_batch: Callable[..., Sample]) -> Sample:
-    return make_batch(2)
+def mini(on_tiny_files: Callable[..., stage1.Recipe]) -> stage1.Recipe:
+    return on_tiny_files(stage1.MINI, "mini")
 
 
 @pytest.fixture
-def mini(photos: Path, stage_files: dict[str, Path], make_run: Callable[..., Run], tmp_path: Path) -> stage1.Recipe:
-    """The mini's recipe on tiny files."""
+def sd21(on_tiny_files: Callable[..., stage1.Recipe], sd_folder: Path) -> stage1.Recipe:
+    """LPIPS needs weights that cannot be had here."""
     return replace(
-        stage1.MINI,
-        data=Data(photos, pairs=Pairs(crop=CROP)),
-        run=make_run(tmp_path / "out"),
-        start=str(stage_files["mini"]),
-        fidelity=stage_files["mini fidelity"],
-    )
-
-
-@pytest.fixture
-def sd21(
-    photos: Path, stage_files: dict[str, Path], sd_folder: Path, make_run: Callable[..., Run], tmp_path: Path
-) -> stage1.Recipe:
-    """SD's recipe on tiny files; LPIPS needs weights that cannot be had here."""
-    return replace(
-        stage1.SD21,
-        data=Data(photos, pairs=Pairs(crop=64)),
-        run=make_run(tmp_path / "out"),
-        start=str(stage_files["sd"]),
-        fidelity=stage_files["sd"],
+        on_tiny_files(stage1.SD21, "sd"),
         autoencoder=str(sd_folder),
         reconstruction=replace(stage1.SD21.reconstruction, perceptual=0.0, features="none"),
     )
-
-
-def moved(before: nn.Module, after: nn.Module) -> set[str]:
-    """Names of the parameters that differ."""
-    old = dict(before.named_parameters())
-    return {name for name, parameter in after.named_parameters() if not torch.equal(parameter, old[name])}
-
-
-def load(path: Path) -> CTSRPipeline:
-    return CTSRPipeline.from_single_file(path, torch_dtype=torch.float32)
-
-
-def check_upscales(pipeline: CTSRPipeline) -> None:
-    picture = pipeline(Image.new("RGB", (20, 12), "teal"), t=0.0).images[0]
-    assert np.asarray(picture).shape == (48, 80, 3)
 
 
 def dual_teacher(make_mini: Callable[..., CTSRPipeline], settings: Distillation, pictures: bool = False) -> DualTeacher:
@@ -82,33 +47,30 @@ def dual_teacher(make_mini: Callable[..., CTSRPipeline], settings: Distillation,
     return DualTeacher(settings, realistic, Faithful(network, realistic.vae), realistic.vae, seed=0)
 
 
-def test_mini(mini: stage1.Recipe, stage_files: dict[str, Path]) -> None:
+def test_mini(mini: stage1.Recipe, moved: Moved, reload: Reload) -> None:
     """The UNet learns; the autoencoder is the lineage's common one."""
     stage1.train(mini)
-    before, after = load(stage_files["mini"]), load(mini.run.out / "model.safetensors")
+    before, after = open_pipeline(mini.start), reload(mini.run.out)
     assert after.config["family"] == "ctsr"
-    assert moved(before.vae, after.vae) == set()
-    assert "conv_out.weight" in moved(before.unet, after.unet)
-    check_upscales(after)
+    assert moved(before, after, "vae") == set()
+    assert "conv_out.weight" in moved(before, after, "unet")
 
 
-def test_sd21(sd21: stage1.Recipe) -> None:
+def test_sd21(sd21: stage1.Recipe, reload: Reload) -> None:
     stage1.train(sd21)
-    pipeline = load(sd21.run.out / "model.safetensors")
-    assert pipeline.config["family"] == "osediff"
-    check_upscales(pipeline)
+    assert reload(sd21.run.out).config["family"] == "osediff"
 
 
-def test_sd21_moves_what_lora_adapts(sd21: stage1.Recipe, stage_files: dict[str, Path]) -> None:
+def test_sd21_moves_what_lora_adapts(sd21: stage1.Recipe, moved: Moved, reload: Reload) -> None:
     """Merged at the end; with a base in fp32, since bf16 rounds the frozen weights too."""
     stage1.train(replace(sd21, adapt=replace(sd21.adapt, base_dtype="fp32")))
-    before, after = load(stage_files["sd"]), load(sd21.run.out / "model.safetensors")
+    before, after = open_pipeline(sd21.start), reload(sd21.run.out)
     targets = {"unet": unet_targets(before.unet), "vae": vae_targets(before.vae)}
     names = {
         part: {f"{name}.weight" for group in groups.values() for name in group} for part, groups in targets.items()
     }
-    assert moved(before.unet, after.unet) == names["unet"] | {"conv_in.bias"}
-    assert moved(before.vae, after.vae) == names["vae"]
+    assert moved(before, after, "unet") == names["unet"] | {"conv_in.bias"}
+    assert moved(before, after, "vae") == names["vae"]
 
 
 @pytest.mark.parametrize("mode", ["vsd", "literal"])
@@ -182,13 +144,15 @@ def test_the_truth_is_encoded_by_an_encoder_that_does_not_learn(make_mini, batch
 
 def test_score_distillation_may_join(mini: stage1.Recipe, tiny_prior_file: Path, batch: Sample) -> None:
     """Its regulariser is a turn of its own."""
-    realism = Realism(vsd=VSD(weight=1.0, guidance=1.0))
+    realism = Realism(vsd=VSD(weight=1.0, guidance=1.0, moved=True))
     _, turns = stage1.build(replace(mini, realism=realism, prior=tiny_prior_file))
     assert [turn.name for turn in turns] == ["student", "regulariser"]
-    assert "vsd" in turns[0].module(batch)
+    out = turns[0].module(batch)
+    assert "vsd" in out
+    assert torch.equal(out["latents"], turns[0].module.terms.judged(None, out["fake"], batch))
 
 
-def test_another_restorers_pictures_are_a_teacher(mini: stage1.Recipe, tmp_path: Path) -> None:
+def test_another_restorers_pictures_are_a_teacher(mini: stage1.Recipe, reload: Reload, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for name, side in (("lr", 16), ("restored", 64), ("hr", 64)):
         (tmp_path / name).mkdir()
@@ -196,7 +160,7 @@ def test_another_restorers_pictures_are_a_teacher(mini: stage1.Recipe, tmp_path:
         Image.fromarray(pixels).save(tmp_path / name / "a.png")
     folders = {name: tmp_path / name for name in ("lr", "restored", "hr")}
     stage1.train(replace(mini, fidelity=None, **folders))
-    check_upscales(load(mini.run.out / "model.safetensors"))
+    reload(mini.run.out)
 
 
 def test_one_faithful_teacher_it_must_be(mini: stage1.Recipe, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Stage 2: the endpoint head moves what it should, its file has a dial; the ablations train and come back."""
+"""Stage 2: the endpoint head moves what it should, its file has a dial."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -8,61 +8,31 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from ctsr import CTSRPipeline
 from training import stage2
 from training.adversarial import Adversarial
-from training.data import Data
 from training.draws import Draws
-from training.loop import Run
-from training.one_step import OneStep
-from training.pairs import Pairs
+from training.one_step import OneStep, open_pipeline
+from training.osediff import prior_scores
 from training.realism import Realism, RealismTerms
 from training.sources import Sample
-from training.stage1 import Faithful
-from training.stage2 import Bends, Weights, add_time_condition, b2_latent, bend_group, literal_latent, open_variant
+from training.stage2 import Bends, Weights, bend_group
+from training.teachers import Faithful
 
-CROP = 32
-
-
-@pytest.fixture
-def batch(make_batch: Callable[..., Sample]) -> Sample:
-    return make_batch(2)
+Moved = Callable[[CTSRPipeline, CTSRPipeline, str], set[str]]
+Reload = Callable[[Path], CTSRPipeline]
 
 
 @pytest.fixture
-def mini(photos: Path, stage_files: dict[str, Path], make_run: Callable[..., Run], tmp_path: Path) -> stage2.Recipe:
-    """The mini's recipe on tiny files."""
-    return replace(
-        stage2.MINI,
-        data=Data(photos, pairs=Pairs(crop=CROP)),
-        run=make_run(tmp_path / "out"),
-        start=str(stage_files["mini"]),
-        fidelity=stage_files["mini fidelity"],
-    )
+def mini(on_tiny_files: Callable[..., stage2.Recipe]) -> stage2.Recipe:
+    return on_tiny_files(stage2.MINI, "mini")
 
 
 @pytest.fixture
-def sd21(photos: Path, stage_files: dict[str, Path], make_run: Callable[..., Run], tmp_path: Path) -> stage2.Recipe:
-    """SD's recipe on tiny files."""
-    return replace(
-        stage2.SD21,
-        data=Data(photos, pairs=Pairs(crop=64)),
-        run=make_run(tmp_path / "out"),
-        start=str(stage_files["sd"]),
-        fidelity=stage_files["sd"],
-    )
-
-
-def moved(before: nn.Module, after: nn.Module) -> set[str]:
-    """Names of the parameters that differ."""
-    old = dict(before.named_parameters())
-    return {name for name, parameter in after.named_parameters() if not torch.equal(parameter, old[name])}
-
-
-def load(path: Path) -> CTSRPipeline:
-    return CTSRPipeline.from_single_file(path, torch_dtype=torch.float32)
+def sd21(on_tiny_files: Callable[..., stage2.Recipe]) -> stage2.Recipe:
+    return on_tiny_files(stage2.SD21, "sd")
 
 
 def upscale(pipeline: CTSRPipeline, t: float) -> np.ndarray:
@@ -80,12 +50,12 @@ def bends(make_mini: Callable[..., CTSRPipeline], recipe: stage2.Recipe, model: 
     return Bends(model, stage1, Faithful(faithful, faithful.vae), recipe, RealismTerms(Realism(), 0))
 
 
-def test_mini_with_a_frozen_decoder_keeps_stage_1_to_the_bit(mini: stage2.Recipe, stage_files: dict[str, Path]) -> None:
+def test_mini_with_a_frozen_decoder_keeps_stage_1_to_the_bit(mini: stage2.Recipe, moved: Moved, reload: Reload) -> None:
     """delta's and kappa's weights learn, and nothing else: at the full rate, where weight decay would show."""
     stage2.train(replace(mini, adapt=replace(mini.adapt, decoder=False), run=replace(mini.run, warm_up=1)))
-    before, after = load(stage_files["mini"]), load(mini.run.out / "model.safetensors")
-    assert moved(before.vae, after.vae) == set()
-    assert moved(before.unet, after.unet) == {"conv_out.weight", "conv_out.bias"}
+    before, after = open_pipeline(mini.start), reload(mini.run.out)
+    assert moved(before, after, "vae") == set()
+    assert moved(before, after, "unet") == {"conv_out.weight", "conv_out.bias"}
     for old, new in zip(before.unet.conv_out.parameters(), after.unet.conv_out.parameters(), strict=True):
         groups = zip(old.chunk(3), new.chunk(3), strict=True)
         assert [torch.equal(a, b) for a, b in groups] == [True, False, False]
@@ -95,44 +65,42 @@ def test_mini_with_a_frozen_decoder_keeps_stage_1_to_the_bit(mini: stage2.Recipe
         assert torch.equal(before.unet(z, 999).sample[:, :4], after.unet(z, 999).sample[:, :4])
 
 
-def test_mini(mini: stage2.Recipe, stage_files: dict[str, Path]) -> None:
+def test_mini(mini: stage2.Recipe, moved: Moved, reload: Reload) -> None:
     """The decoder learns with them."""
     stage2.train(mini)
-    before, after = load(stage_files["mini"]), load(mini.run.out / "model.safetensors")
-    names = moved(before.vae, after.vae)
+    before, after = open_pipeline(mini.start), reload(mini.run.out)
+    names = moved(before, after, "vae")
     assert names
     assert {name.split(".")[0] for name in names} == {"decoder"}
-    assert moved(before.unet, after.unet) == {"conv_out.weight", "conv_out.bias"}
-    assert upscale(after, 0.0).shape == (48, 80, 3)
+    assert moved(before, after, "unet") == {"conv_out.weight", "conv_out.bias"}
     assert not np.array_equal(upscale(after, 0.0), upscale(after, 1.0))
 
 
 def test_all_of_the_unet_learns_beside_an_anchor_and_a_discriminator(
-    mini: stage2.Recipe, stage_files: dict[str, Path]
+    mini: stage2.Recipe, moved: Moved, reload: Reload
 ) -> None:
     adversarial = Realism(adversarial=Adversarial(weight=0.1))
     adapt = replace(mini.adapt, unet="full")
     stage2.train(replace(mini, adapt=adapt, weights=Weights(anchor=1.0), realism=adversarial))
-    after = load(mini.run.out / "model.safetensors")
-    assert "mid_blocks.0.project.weight" in moved(load(stage_files["mini"]).unet, after.unet)
+    after = reload(mini.run.out)
+    assert "mid_blocks.0.project.weight" in moved(open_pipeline(mini.start), after, "unet")
 
 
-def test_sd21_gets_a_dial(sd21: stage2.Recipe, stage_files: dict[str, Path]) -> None:
+def test_sd21_gets_a_dial(sd21: stage2.Recipe, moved: Moved, reload: Reload) -> None:
     """A file of one group comes back as one of three; the autoencoder is what it was."""
     stage2.train(sd21)
-    before, after = load(stage_files["sd"]), load(sd21.run.out / "model.safetensors")
+    before, after = open_pipeline(sd21.start), reload(sd21.run.out)
     assert after.config["family"] == "ctsr"
-    assert moved(before.vae, after.vae) == set()
+    assert moved(before, after, "vae") == set()
     old, new = before.unet.conv_out, after.unet.conv_out
     assert new.out_channels == 3 * old.out_channels
     assert torch.allclose(new.weight[:4], old.weight, atol=1e-2)  # bf16 while it was frozen
-    assert upscale(after, 0.5).shape == (48, 80, 3)
     assert after.unet.config["out_channels"] == 12
 
 
-def test_sd21_heads_alone_leave_everything_else(sd21: stage2.Recipe, stage_files: dict[str, Path]) -> None:
+def test_sd21_heads_alone_leave_everything_else(sd21: stage2.Recipe, reload: Reload) -> None:
     stage2.train(replace(sd21, adapt=replace(sd21.adapt, unet="frozen"), weights=Weights()))
-    before, after = load(stage_files["sd"]), load(sd21.run.out / "model.safetensors")
+    before, after = open_pipeline(sd21.start), reload(sd21.run.out)
     others = dict(after.unet.named_parameters())
     for name, parameter in before.unet.named_parameters():
         assert torch.equal(others[name][: parameter.shape[0]], parameter)
@@ -191,75 +159,23 @@ def test_realism_counts_by_its_nearness_to_the_realistic_end(make_mini, mini: st
         assert torch.allclose(gradient, near.view(-1, 1, 1, 1).expand_as(gradient))
 
 
-@pytest.mark.parametrize("size", ["mini", "sd"])
-@torch.no_grad()
-def test_a_time_condition_starts_without_effect(stage_files: dict[str, Path], size: str) -> None:
-    model, plain = OneStep(load(stage_files[size])), OneStep(load(stage_files[size]))
-    add_time_condition(model.unet)
-    z = latents(2, 4, 8, 8)
-    for t in (0.0, 0.4, torch.tensor([0.0, 1.0])):
-        assert torch.equal(b2_latent(model, z, t), plain.x0(z, 999))
-    model.unet.time_embedding.cond_proj.weight.fill_(0.1)
-    both = b2_latent(model, z, torch.tensor([0.0, 1.0]))
-    assert torch.allclose(both[:1], b2_latent(model, z[:1], 0.0), atol=1e-4)
-    assert torch.allclose(both[1:], b2_latent(model, z[1:], 1.0), atol=1e-4)
-    assert (b2_latent(model, z, 0.0) - b2_latent(model, z, 1.0)).abs().max() > 1e-3
-
-
-@torch.no_grad()
-def test_t_is_told_as_a_timestep_is(stage_files: dict[str, Path]) -> None:
-    """By the sinusoid of 999 t: that of t itself would hardly move."""
-    model = OneStep(load(stage_files["mini"]))
-    add_time_condition(model.unet)
-    seen: list[Tensor] = []
-    model.unet.time_embedding.cond_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    b2_latent(model, latents(2, 4, 8, 8), torch.tensor([0.25, 1.0]))
-    assert torch.allclose(seen[0], model.unet.time_proj(torch.tensor([249.75, 999.0])))
-
-
-def test_b2_of_the_mini_comes_back(mini: stage2.Recipe, stage_files: dict[str, Path]) -> None:
-    stage2.train(replace(mini, variant="B2", adapt=network("full", mini), weights=Weights(flow=1.0)))
-    assert not (mini.run.out / "model.safetensors").exists()
-    check_b2(mini, stage_files["mini"])
-
-
-def test_b2_at_sd_size_comes_back(sd21: stage2.Recipe, stage_files: dict[str, Path]) -> None:
-    stage2.train(replace(sd21, variant="B2"))
-    check_b2(sd21, stage_files["sd"])
-
-
-def network(how: str, recipe: stage2.Recipe) -> stage2.Adapt:
-    return replace(recipe.adapt, unet=how, decoder=False)
-
-
-@torch.no_grad()
-def check_b2(recipe: stage2.Recipe, start: Path) -> None:
-    model = open_variant(start, recipe.run.out / "unet")
-    assert model.unet.time_embedding.cond_proj.weight.abs().max() > 0
-    z = latents(1, 4, 8, 8)
-    latent = b2_latent(model, z, 0.5)
-    assert latent.shape == z.shape
-    assert latent.isfinite().all()
-    assert not torch.equal(latent, b2_latent(model, z, 1.0))
-
-
-def test_the_printed_equations_train_a_velocity(mini: stage2.Recipe, stage_files: dict[str, Path]) -> None:
-    """Without a faithful teacher: they have none."""
-    stage2.train(replace(mini, variant="literal", fidelity=None, adapt=network("full", mini)))
-    stage1, student = OneStep(load(stage_files["mini"])), open_variant(stage_files["mini"], mini.run.out / "unet")
-    assert moved(stage1.unet, student.unet)
-    z = latents(1, 4, 8, 8)
+def test_score_distillation_may_join(make_mini, mini: stage2.Recipe, tiny_prior_file: Path, batch: Sample) -> None:
+    """On moved latents, weighed by the nearness; its regulariser learns on the same."""
+    recipe = replace(mini, prior=tiny_prior_file, realism=Realism(replace(mini.realism.vsd, weight=1.0)))
+    assert recipe.realism.vsd.moved
+    loss = bends(make_mini, recipe, OneStep(make_mini(3)))
+    loss.terms = RealismTerms(recipe.realism, 0, prior_scores(recipe))
     with torch.no_grad():
-        assert torch.equal(literal_latent(stage1, student, z, 0.0), stage1.x0(z, 999))
-        assert not torch.equal(literal_latent(stage1, student, z, 1.0), stage1.x0(z, 999))
-
-
-def test_t_and_the_later_t_are_in_order() -> None:
-    draws = Draws(torch.arange(16), 0)
-    t, later = stage2.dial_and_later(draws, torch.zeros(16))
-    assert (t < later).all()
-    assert t.min() > 0
-    assert later.max() < 1
+        for parameter in loss.terms.turns[0].module.parameters():
+            parameter.mul_(1.1)  # not the prior any more
+    out = loss(batch)
+    judged = out["latents"]
+    assert torch.equal(judged, loss.terms.judged(None, out["fake"], batch))
+    (gradient,) = torch.autograd.grad(out["vsd"], judged, retain_graph=True)
+    (plain,) = torch.autograd.grad(loss.terms.losses(judged, out["fake"], batch)["vsd"], judged)
+    near = 1 - Draws(batch["index"], mini.run.seed).uniform("dial")
+    torch.testing.assert_close(gradient, near.view(-1, 1, 1, 1) * plain)
+    assert plain.abs().max() > 0
 
 
 @pytest.mark.parametrize(
@@ -268,8 +184,6 @@ def test_t_and_the_later_t_are_in_order() -> None:
         ({}, {"encoder": "full"}, "encoder frozen"),
         ({}, {"time_layers": True}, "encoder frozen"),
         ({}, {"unet": "full"}, "anchor"),
-        ({"variant": "B2"}, {"decoder": False}, "full or lora"),
-        ({"variant": "literal"}, {"unet": "full"}, "no decoder"),
         ({"fidelity": None}, {}, "one faithful teacher"),
     ],
 )

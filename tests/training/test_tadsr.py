@@ -25,6 +25,8 @@ from training.scores import open_scores
 from training.vsd import half_timesteps
 
 TIMESTEPS = (100, 900)
+Moved = Callable[[CTSRPipeline, CTSRPipeline, str], set[str]]
+Train = Callable[[tadsr.Recipe], CTSRPipeline]
 
 
 @pytest.fixture
@@ -70,13 +72,6 @@ def sd21(sd_start: Path, data: Data, make_run: Callable[..., Run], tmp_path: Pat
     )
 
 
-def moved(before: CTSRPipeline, after: CTSRPipeline, part: str) -> set[str]:
-    """Names of the tensors that differ."""
-    old, new = (getattr(pipeline, part).state_dict() for pipeline in (before, after))
-    assert old.keys() == new.keys()
-    return {name for name in new if not torch.equal(old[name], new[name])}
-
-
 def upscale(pipeline: CTSRPipeline, t: float) -> np.ndarray:
     return np.asarray(pipeline(Image.new("RGB", (20, 12), "teal"), t=t).images[0])
 
@@ -86,15 +81,20 @@ def latents(pipeline: CTSRPipeline, timestep: int) -> Tensor:
     return OneStep(pipeline).encode(x, timestep)
 
 
-def train_twice(recipe: tadsr.Recipe) -> CTSRPipeline:
-    """What the recipe leaves; the second run has only to read the checkpoint, and leaves the same."""
-    pipelines: list[CTSRPipeline] = []
-    for _ in range(2):
-        tadsr.train(recipe)
-        pipelines.append(CTSRPipeline.from_single_file(recipe.run.out / "model.safetensors", torch.float32))
-    assert moved(*pipelines, "vae") == moved(*pipelines, "unet") == set()
-    assert pipelines[0].family == pipelines[1].family
-    return pipelines[1]
+@pytest.fixture
+def train_twice(moved: Moved) -> Callable[[tadsr.Recipe], CTSRPipeline]:
+    """What a recipe leaves; the second run has only to read the checkpoint, and leaves the same."""
+
+    def train(recipe: tadsr.Recipe) -> CTSRPipeline:
+        pipelines: list[CTSRPipeline] = []
+        for _ in range(2):
+            tadsr.train(recipe)
+            pipelines.append(CTSRPipeline.from_single_file(recipe.run.out / "model.safetensors", torch.float32))
+        assert moved(*pipelines, "vae") == moved(*pipelines, "unet") == set()
+        assert pipelines[0].family == pipelines[1].family
+        return pipelines[1]
+
+    return train
 
 
 def test_the_generators_timesteps_are_fifty_integers_each_as_likely() -> None:
@@ -194,7 +194,9 @@ def test_prior_and_regulariser_look_at_half_the_generators_timestep(
 
         return call
 
-    scores.prior, scores.regulariser = recording("prior", scores.prior), recording("regulariser", scores.regulariser)
+    scores = replace(
+        scores, prior=recording("prior", scores.prior), regulariser=recording("regulariser", scores.regulariser)
+    )
     terms = RealismTerms(sd21.realism, 0, scores, half_timesteps, tadsr.guidance_law(7.5))
     generator = tadsr.Generator(OneStep(tadsr.open_start(sd21)), sd21, terms)
     batch = {"index": torch.arange(2), "lr": torch.zeros(2, 3, 16, 16), "sharp": torch.zeros(2, 3, 64, 64)}
@@ -208,18 +210,9 @@ def test_prior_and_regulariser_look_at_half_the_generators_timestep(
     assert all(torch.equal(timestep, half) for _, timestep, _ in seen)
 
 
-def test_surplus_output_groups_are_cut_off_and_the_rest_predicts_as_before(
-    make_mini: Callable[..., CTSRPipeline], tiny_mini: CTSRPipeline
+def test_the_mini_learns_all_of_itself_and_its_file_upscales(
+    mini: tadsr.Recipe, train_twice: Train, moved: Moved
 ) -> None:
-    pipeline, z = make_mini(), torch.rand(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
-    tadsr.keep_first_group(pipeline.unet, 4)
-    assert torch.allclose(pipeline.unet(z, 9).sample, tiny_mini.unet(z, 9).sample[:, :4], atol=1e-6)
-    assert pipeline.unet.config["out_channels"] == 4
-    with pytest.raises(ValueError, match="8 channels or more"):
-        tadsr.keep_first_group(pipeline.unet, 8)
-
-
-def test_the_mini_learns_all_of_itself_and_its_file_upscales(mini: tadsr.Recipe) -> None:
     trained = train_twice(mini)
     assert (trained.family.name, trained.family.parameterization) == ("tadsr", "residual")
     assert trained.family.encoder_timesteps in ((900, 100), (500, 200))  # measured, or the family's
@@ -231,7 +224,9 @@ def test_the_mini_learns_all_of_itself_and_its_file_upscales(mini: tadsr.Recipe)
     assert not np.array_equal(upscale(trained, 0.0), upscale(trained, 1.0))
 
 
-def test_sd_learns_lora_conv_in_and_time_layers_and_its_file_upscales(sd21: tadsr.Recipe) -> None:
+def test_sd_learns_lora_conv_in_and_time_layers_and_its_file_upscales(
+    sd21: tadsr.Recipe, train_twice: Train, moved: Moved
+) -> None:
     trained = train_twice(sd21)
     assert (trained.family.name, trained.family.parameterization) == ("tadsr", "scaled_residual")
     start = tadsr.open_start(sd21)

@@ -18,6 +18,7 @@ from training.vsd import (
     clean,
     constant_guidance,
     half_timesteps,
+    move,
     rising_guidance,
     stop_gradient_loss,
     uniform_timesteps,
@@ -186,3 +187,13 @@ def test_its_timesteps_reach_both_ends_and_its_noise_is_not_the_generators() -> 
     assert (drawn.min().item(), drawn.max().item()) == (0, 999)
     draws, like = Draws(torch.arange(2)), torch.empty(2, 4, 8, 8)
     assert not torch.equal(draws.normal("vsd", like), draws.normal("regulariser", like))
+
+
+def test_a_picture_moves_by_its_own_number_to_every_phase_of_a_cell() -> None:
+    rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(32.0), indexing="ij")
+    places = torch.stack([rows, columns, rows]).expand(400, 3, 24, 32)
+    moved = move(places, Draws(torch.arange(400), 3))
+    corners = moved[:, :, :1, :1]
+    assert torch.equal(moved - corners, places[:, :, :16, :24])
+    assert {tuple(corner.tolist()) for corner in corners[:, :2, 0, 0]} == {(y, x) for y in range(8) for x in range(8)}
+    assert torch.equal(move(places[7:9], Draws(torch.tensor([7, 8]), 3)), moved[7:9])

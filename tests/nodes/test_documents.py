@@ -1,0 +1,230 @@
+"""Help pages and locales against the schemas, which are read from the sources: no host is needed."""
+
+import ast
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS, LOCALES = ROOT / "web" / "docs", ROOT / "locales"
+LANGUAGES = ("en", "zh", "ja")
+OWN_LETTERS = {"zh": "[\u4e00-\u9fff]", "ja": "[\u3040-\u30ff]"}
+
+TREES = [ast.parse(path.read_text(encoding="utf-8")) for path in sorted((ROOT / "nodes").glob("*.py"))]
+TOP_LEVEL = [statement for tree in TREES for statement in tree.body]
+HELPERS = {item.name: item for item in TOP_LEVEL if isinstance(item, ast.FunctionDef)}
+
+
+def assignments(body: list[ast.stmt], names: dict[str, Any]) -> dict[str, Any]:
+    """`names` and those that `body` gives a value which the source tells."""
+    known = dict(names)
+    for statement in body:
+        if isinstance(statement, ast.Assign) and isinstance(target := statement.targets[0], ast.Name):
+            known[target.id] = value(statement.value, known)
+    return known
+
+
+def value(node: ast.expr, names: dict[str, Any]) -> Any:
+    """Of an expression of constants, names, f-strings and conditions; None for any other."""
+    match node:
+        case ast.JoinedStr(values=parts):
+            return "".join(str(value(part, names)) for part in parts)
+        case ast.FormattedValue(value=inner):
+            return value(inner, names)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return names.get(name)
+        case ast.IfExp(test=test, body=yes, orelse=no):
+            return value(yes if value(test, names) else no, names)
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return [value(item, names) for item in node.elts] if isinstance(node, ast.List) else None
+
+
+def keywords(call: ast.Call, names: dict[str, Any]) -> dict[str, Any]:
+    return {keyword.arg: value(keyword.value, names) for keyword in call.keywords if keyword.arg}
+
+
+def slot(call: ast.expr, names: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of an `io.X.Input(...)` or `io.X.Output(...)`, or of the one that a helper of ours returns."""
+    assert isinstance(call, ast.Call)
+    given = [value(argument, names) for argument in call.args]
+    if isinstance(call.func, ast.Attribute):
+        return {**({"id": given[0]} if given else {}), **keywords(call, names)}
+    assert isinstance(call.func, ast.Name)
+    helper = HELPERS[call.func.id]
+    parameters = [argument.arg for argument in helper.args.args]
+    defaults = [value(default, names) for default in helper.args.defaults]
+    bound = dict(zip(parameters[len(parameters) - len(defaults) :], defaults, strict=True))
+    bound |= {**dict(zip(parameters, given, strict=False)), **keywords(call, names)}
+    result = helper.body[-1]
+    assert isinstance(result, ast.Return)
+    assert result.value is not None
+    return slot(result.value, assignments(helper.body, {**names, **bound}))
+
+
+def read_schemas() -> dict[str, dict[str, Any]]:
+    """By node id: display_name, description, and the slots of inputs and outputs in order."""
+    constants = assignments(TOP_LEVEL, {})
+    found: dict[str, dict[str, Any]] = {}
+    for node in (part for tree in TREES for part in ast.walk(tree)):
+        if not (isinstance(node, ast.FunctionDef) and node.name == "define_schema"):
+            continue
+        names = assignments(node.body, constants)
+        result = node.body[-1]
+        assert isinstance(result, ast.Return)
+        schema = result.value
+        assert isinstance(schema, ast.Call)
+        lists = {word.arg: word.value.elts for word in schema.keywords if isinstance(word.value, ast.List)}
+        fields = keywords(schema, names) | {
+            kind: [slot(item, names) for item in lists[kind]] for kind in ("inputs", "outputs")
+        }
+        found[fields["node_id"]] = fields
+    return found
+
+
+SCHEMAS = read_schemas()
+EACH_NODE = pytest.mark.parametrize("node", SCHEMAS)
+EACH_LANGUAGE = pytest.mark.parametrize("language", LANGUAGES)
+EACH_TRANSLATION = pytest.mark.parametrize("language", OWN_LETTERS)
+
+
+def page_path(node: str, language: str) -> Path:
+    """The frontend looks for <node>/<language>.md, then for <node>.md: so English serves every other language too."""
+    return DOCS / (f"{node}.md" if language == "en" else f"{node}/{language}.md")
+
+
+def page(node: str, language: str) -> str:
+    return page_path(node, language).read_text(encoding="utf-8")
+
+
+def locale(language: str) -> dict[str, Any]:
+    return json.loads((LOCALES / language / "nodeDefs.json").read_text(encoding="utf-8"))
+
+
+def tables(text: str) -> list[dict[str, str]]:
+    """Every table without its head: first `name` of a row -> the row."""
+    blocks = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    return [{row.split("`")[1]: row for row in block.splitlines()[2:]} for block in blocks]
+
+
+def quoted_errors(text: str) -> list[str]:
+    return re.findall(r"^- `([^`]+)`(?:: |：)", text, re.MULTILINE)
+
+
+def numbers(text: str) -> set[str]:
+    return set(re.findall(r"-?\d+(?:\.\d+)?", text))
+
+
+def strings(entry: Any) -> Iterator[str]:
+    """All texts of a nested dictionary."""
+    if isinstance(entry, str):
+        yield entry
+    else:
+        for inner in entry.values():
+            yield from strings(inner)
+
+
+def test_the_sources_are_read():
+    assert set(SCHEMAS) == {
+        "LoadCTSR", "TimeAwareEncode", "OneStepSRUNet", "TradeoffT", "TiledVAEDecode", "CTSRUpscale", "CTSRSweep",
+    }  # fmt: skip
+    for schema in SCHEMAS.values():
+        assert all(entry["id"] and entry["tooltip"] for entry in schema["inputs"])
+        assert all(entry["display_name"] and entry["tooltip"] for entry in schema["outputs"])
+
+
+def test_there_are_exactly_the_pages_of_the_nodes():
+    assert set(DOCS.rglob("*.md")) == {page_path(node, language) for node in SCHEMAS for language in LANGUAGES}
+
+
+@EACH_NODE
+@EACH_LANGUAGE
+def test_tables_of_a_page_list_inputs_and_outputs_in_order(node: str, language: str):
+    inputs, outputs = tables(page(node, language))
+    assert list(inputs) == [entry["id"] for entry in SCHEMAS[node]["inputs"]]
+    assert list(outputs) == [entry["display_name"] for entry in SCHEMAS[node]["outputs"]]
+
+
+@EACH_NODE
+@EACH_LANGUAGE
+def test_a_page_gives_ranges_options_and_defaults_of_the_schema(node: str, language: str):
+    rows = tables(page(node, language))[0]
+    for entry in SCHEMAS[node]["inputs"]:
+        row = rows[entry["id"]]
+        told = [entry[key] for key in ("min", "max", "default") if entry.get(key) is not None]
+        choices = {x for x in (*told, *(entry.get("options") or ())) if isinstance(x, str)}
+        limits = {f"{x:g}" for x in told if not isinstance(x, str) and x < 2**32}  # a seed's is written as a power
+        assert limits <= numbers(row)
+        assert all(f"`{choice}`" in row for choice in choices)
+
+
+@EACH_NODE
+@EACH_TRANSLATION
+def test_a_translated_page_has_the_sections_and_errors_of_the_english_one(node: str, language: str):
+    english, translated = page(node, "en"), page(node, language)
+    assert translated.count("\n## ") == english.count("\n## ")
+    assert translated.count("\n- ") == english.count("\n- ")
+    assert quoted_errors(translated) == quoted_errors(english)
+
+
+@pytest.fixture(scope="module")
+def texts_of_the_sources() -> str:
+    """Every string of nodes and library."""
+    trees = [*TREES, *(ast.parse(path.read_text(encoding="utf-8")) for path in (ROOT / "ctsr").rglob("*.py"))]
+    constants = [part.value for tree in trees for part in ast.walk(tree) if isinstance(part, ast.Constant)]
+    return "\n".join(constant for constant in constants if isinstance(constant, str))
+
+
+@EACH_NODE
+def test_errors_that_a_page_quotes_are_those_of_the_sources(node: str, texts_of_the_sources: str):
+    names = "|".join(entry["id"] for entry in SCHEMAS[node]["inputs"])
+    errors = quoted_errors(page(node, "en"))
+    assert errors
+    for error in errors:
+        parts = re.sub(rf"^(?:{names}) (?=is …)", "", error).split("…")  # whose name the check is told
+        assert all(part.strip() in texts_of_the_sources for part in parts), error
+
+
+@EACH_LANGUAGE
+def test_a_locale_names_exactly_the_nodes_inputs_and_outputs(language: str):
+    entries = locale(language)
+    assert list(entries) == list(locale("en"))
+    assert set(entries) == set(SCHEMAS)
+    for node, schema in SCHEMAS.items():
+        assert set(entries[node]) == {"display_name", "description", "inputs", "outputs"}
+        assert list(entries[node]["inputs"]) == [entry["id"] for entry in schema["inputs"]]
+        assert list(entries[node]["outputs"]) == [str(i) for i in range(len(schema["outputs"]))]
+        for entry in (*entries[node]["inputs"].values(), *entries[node]["outputs"].values()):
+            assert set(entry) == {"name", "tooltip"}
+    assert all(strings(entries))
+
+
+@EACH_NODE
+def test_the_english_locale_says_what_the_schema_says(node: str):
+    schema, entry = SCHEMAS[node], locale("en")[node]
+    assert (entry["display_name"], entry["description"]) == (schema["display_name"], schema["description"])
+    assert entry["inputs"] == {x["id"]: {"name": x["id"], "tooltip": x["tooltip"]} for x in schema["inputs"]}
+    assert list(entry["outputs"].values()) == [
+        {"name": x["display_name"], "tooltip": x["tooltip"]} for x in schema["outputs"]
+    ]
+
+
+@EACH_NODE
+@EACH_TRANSLATION
+def test_a_translation_keeps_the_numbers_and_is_in_its_language(node: str, language: str):
+    pairs = list(zip(strings(locale("en")[node]), strings(locale(language)[node]), strict=True))
+    assert all(numbers(english) <= numbers(translated) for english, translated in pairs)
+    sentences = [translated for _, translated in pairs if translated.endswith("。")]
+    assert len(sentences) > len(pairs) // 3
+    for text in (*sentences, page(node, language)):
+        assert re.search(OWN_LETTERS[language], text)
+
+
+@EACH_LANGUAGE
+def test_no_locale_text_holds_what_the_frontend_reads_as_a_message_format(language: str):
+    assert not [text for text in strings(locale(language)) if re.search(r"[{}|@]", text)]

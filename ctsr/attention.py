@@ -3,13 +3,22 @@
 Networks without attention, ctsr-mini's, take either name and do nothing with it.
 """
 
+import logging
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, cast, get_args
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
 
+from .errors import first_line
+
+logger = logging.getLogger(__name__)
+
 Attention = Literal["auto", "xformers", "sdpa"]
+Operator = Callable[..., Any]
+# What diffusers' trial of an installed xformers raises: no GPU, built for another torch, no kernel for this GPU.
+UNUSABLE = (ImportError, OSError, ValueError, RuntimeError, AttributeError)
 
 
 def choose_attention(attention: Attention, device: torch.device) -> Literal["xformers", "sdpa"]:
@@ -26,6 +35,33 @@ def choose_attention(attention: Attention, device: torch.device) -> Literal["xfo
     return "xformers" if usable and attention != "sdpa" else "sdpa"
 
 
-def set_attention(module: ModelMixin, attention: Literal["xformers", "sdpa"]) -> None:
-    """Makes a network compute its attention so; of networks without attention nothing changes."""
-    cast(Any, module).set_use_memory_efficient_attention_xformers(attention == "xformers")
+def set_attention(module: ModelMixin, attention: Literal["xformers", "sdpa"], operator: Operator | None = None) -> None:
+    """Makes a network compute its attention so, by xformers' `operator` or its own choice; nothing where is none."""
+    cast(Any, module).set_use_memory_efficient_attention_xformers(attention == "xformers", operator)
+
+
+def use_attention(
+    modules: Sequence[ModelMixin], attention: Attention, device: torch.device, operator: Operator | None = None
+) -> Literal["xformers", "sdpa"]:
+    """Makes networks compute their attention by name on `device`; returns what was taken, and logs it.
+
+    `auto` goes on with SDPA where xformers is installed and fails its trial.
+
+    Raises:
+        ValueError: an unknown name, or xformers by name where it cannot be used.
+    """
+    kind, reason = choose_attention(attention, device), ""
+    try:
+        for module in modules:
+            set_attention(module, kind, operator)
+    except UNUSABLE as error:
+        if kind == "sdpa":
+            raise
+        for module in modules:
+            set_attention(module, "sdpa")
+        if attention == "xformers":
+            message = f"xformers is installed but does not work here ({first_line(error)})"
+            raise ValueError(f"{message}: install the build for this torch and GPU, or choose sdpa.") from error
+        kind, reason = "sdpa", f" (xformers does not work here: {first_line(error)})"
+    logger.info("Attention by %s%s.", kind, reason)
+    return kind

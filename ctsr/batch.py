@@ -352,13 +352,18 @@ def check_picture(picture: Picture, target: Path, options: Options, device: torc
     height, width = options.output_size(picture)
     check_size(height, width)
     output_suffix(target, height, width)
+    check_room(height, width, device)
+    return height, width
+
+
+def check_room(height: int, width: int, device: torch.device) -> None:
+    """Raises ValueError for a result whose picture buffers alone would not fit into the memory of `device`."""
     need, have = height * width * BUFFER_BYTES, BUFFER_SHARE * total_memory(device)
     if need > have:
         raise ValueError(
             f"The result of {width}x{height} pixels would take {need / 2**30:.1f} GiB of memory, and no more "
             f"than {have / 2**30:.1f} can be used here: choose a smaller size."
         )
-    return height, width
 
 
 def enlarged_alpha(picture: Picture, height: int, width: int) -> Tensor | None:

@@ -19,3 +19,8 @@ class CheckpointError(CTSRError):
 
 class TileMemoryError(CTSRError):
     """Memory runs out even with the smallest tile."""
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's text, for a sentence of our own."""
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -10,6 +10,7 @@ KIND = "ctsr"
 BUILT_IN = "ctsr-mini (built-in)"
 SUFFIX = ".safetensors"
 INDEX = "model_index.json"
+REMEDY = f"Put the file into models/{KIND}, then refresh the browser (R)."
 
 
 def register_folder() -> None:
@@ -32,8 +33,8 @@ def model_folders(root: Path) -> list[str]:
 
 
 def inside(name: str, folder: str) -> bool:
-    """Whether a relative file name lies in a folder."""
-    return folder in Path(name).parts[:-1]
+    """Whether a relative file name lies in a folder of that name at the top."""
+    return Path(name).parts[0] == folder
 
 
 def find(checkpoint: str) -> Path | None:
@@ -42,11 +43,14 @@ def find(checkpoint: str) -> Path | None:
     Raises:
         ValueError: no such checkpoint; the message says where to put one.
     """
-    check_choice("checkpoint", checkpoint, choices(), f"Put the file into models/{KIND}, then refresh the browser (R).")
+    check_choice("checkpoint", checkpoint, choices(), REMEDY)
     if checkpoint == BUILT_IN:
         return None
     candidates = (Path(root) / checkpoint for root in folder_paths.get_folder_paths(KIND))
-    return next(path for path in candidates if path.is_file() or (path / INDEX).is_file())
+    path = next((path for path in candidates if path.is_file() or (path / INDEX).is_file()), None)
+    if path is None:
+        raise ValueError(f"checkpoint {checkpoint!r} is no longer there. {REMEDY}")
+    return path
 
 
 def fingerprint(checkpoint: str) -> str:
@@ -57,5 +61,5 @@ def fingerprint(checkpoint: str) -> str:
         return checkpoint
     if path is None:
         return checkpoint
-    files = [path] if path.is_file() else sorted(path.rglob("*"))
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
     return ";".join(f"{file}:{file.stat().st_mtime_ns}:{file.stat().st_size}" for file in files)

@@ -45,7 +45,7 @@ def split_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"image has shape {list(image.shape)}: connect an IMAGE with 1, 3 or 4 channels.")
     if 0 in image.shape:
-        raise ValueError(f"image is empty ({image.shape[2]}x{image.shape[1]} pixels): connect one with pixels.")
+        raise ValueError(f"image is empty (shape {list(image.shape)}): connect one with pixels.")
     pixels = image.movedim(-1, 1).float().contiguous()
     low, high = (float(value) for value in pixels.aminmax())
     if not (low >= -0.5 and high <= 1.5):  # NaN fails too; a little outside is a resampler's overshoot
@@ -72,7 +72,7 @@ def check_samples(samples: Tensor, channels: int, alignment: int = 1) -> None:
             f"latent is {samples.shape[-1]}x{samples.shape[-2]}: its sides must be multiples of {alignment}; connect "
             "TimeAwareEncode, which pads them."
         )
-    if not bool(samples.sum().isfinite()):
+    if not bool(samples.sum(dtype=torch.float32).isfinite()):  # an honest sum overflows fp16
         raise ValueError("latent holds NaN or infinite values: look at what comes before it.")
 
 
@@ -101,5 +101,5 @@ def check_mask(mask: Tensor, batch: int, size: tuple[int, int], picture: tuple[i
 
 
 def same_proportions(one: tuple[int, int], other: tuple[int, int]) -> bool:
-    """Whether two heights and widths differ by a scale and a pixel of rounding."""
-    return abs(one[1] * other[0] - one[0] * other[1]) <= max(*one, *other)
+    """Whether two heights and widths differ by a scale and, on every side, a pixel of rounding."""
+    return abs(one[1] * other[0] - one[0] * other[1]) <= sum(one) + sum(other)

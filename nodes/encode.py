@@ -78,8 +78,9 @@ def target_size(rgb: Tensor, scale: float, width: int, height: int) -> tuple[int
     """Height and width of the result: as asked, by one side and the picture's proportions, or by the scale.
 
     Raises:
-        ValueError: an empty or absurd size.
+        ValueError: an empty or absurd size, or one that does not fit into memory.
     """
+    from ..ctsr.batch import check_room
     from ..ctsr.pipeline_ctsr import check_size, output_size
 
     h, w = rgb.shape[-2:]
@@ -88,6 +89,7 @@ def target_size(rgb: Tensor, scale: float, width: int, height: int) -> tuple[int
     else:
         size = output_size(rgb, scale, None, None)
     check_size(*size)
+    check_room(*size, rgb.device)
     return size
 
 

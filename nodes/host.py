@@ -163,20 +163,18 @@ def open_model(checkpoint: str, precision: str, attention: str) -> HostModel:
         ValueError: an unknown checkpoint, precision or attention, or one that cannot be had here.
         CheckpointError: the file is damaged, or no checkpoint of ours.
     """
-    from ..ctsr.attention import choose_attention, set_attention
+    from ..ctsr.attention import use_attention
     from ..ctsr.loading import MINI_WEIGHTS, load_pipeline, move
 
     check_choice("precision", precision, PRECISIONS)
     check_choice("attention", attention, ATTENTIONS)
     path = find(checkpoint)
-    kind = choose_attention(cast("Attention", attention), mm.get_torch_device())
     unet_dtype, vae_dtype = choose_dtypes(precision, path or MINI_WEIGHTS)
     with torch.inference_mode(False):
         pipeline = load_pipeline(path or MINI_WEIGHTS, torch.float32)
         move(pipeline.vae, mm.vae_offload_device(), vae_dtype)
         move(pipeline.unet, mm.unet_offload_device(), unet_dtype)
-        for network in (pipeline.vae, pipeline.unet):
-            set_attention(network, kind)
+        kind = use_attention((pipeline.unet, pipeline.vae), cast("Attention", attention), mm.get_torch_device())
     logging.info("CTSR: %s, UNet in %s, VAE in %s, attention by %s.", checkpoint, unet_dtype, vae_dtype, kind)
     return HostModel(checkpoint, pipeline)
 

@@ -58,7 +58,8 @@ class TradeoffT(io.ComfyNode):
         ends, origin = endpoints.ends, endpoints.origin
         dial: float | Tensor = t
         if mask is not None and not is_placeholder(mask):
-            picture = None if origin.reference is None else origin.reference.shape[-2:]
+            seen = origin.reference
+            picture = None if seen is None else (seen.shape[-2], seen.shape[-1])
             check_mask(mask, len(ends.z0), origin.size, picture)
             cells = (ends.z0.shape[-2], ends.z0.shape[-1])
             dial = dial_map(mask, t, t_inside, feather, origin.size, cells).to(ends.z0.device)

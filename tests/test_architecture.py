@@ -1,4 +1,5 @@
-"""What the library may import, what the wheel holds, and that the mini needs neither extras, network nor GPU."""
+"""What library and nodes may import and call, what the wheel holds, and that the mini needs neither extras, network
+nor GPU, in Python and as the nodes use it."""
 
 import ast
 import json
@@ -14,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = sorted((ROOT / "ctsr").rglob("*.py"))
+NODES = sorted((ROOT / "nodes").rglob("*.py"))
 USERS_OF_IT = re.compile(r"(comfy\w*|folder_paths|nodes|training|tests|benchmarks)(\.|$)")
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", "venv", "__pycache__", ".*_cache", "*.egg-info", "build", "dist", "runs", "examples"
@@ -36,15 +38,25 @@ def imported(tree: ast.AST) -> Iterator[str]:
 
 
 def at_import(tree: ast.Module) -> Iterator[ast.AST]:
-    """Every node that runs when the module is imported: all but the bodies of functions."""
+    """Every node that runs when the module is imported: not the bodies of functions, nor `if TYPE_CHECKING`."""
     pending: list[ast.AST] = [tree]
     while pending:
         node = pending.pop()
         yield node
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             pending += [*node.decorator_list, *node.args.defaults]
+        elif isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            pending += node.orelse
         elif not isinstance(node, ast.Lambda):
             pending += ast.iter_child_nodes(node)
+
+
+def of_file(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def name_in_tree(path: Path) -> str:
+    return str(path.relative_to(ROOT))
 
 
 def test_the_walk_sees_every_kind_of_import():
@@ -56,20 +68,109 @@ def test_the_walk_sees_every_kind_of_import():
     ]
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", LIBRARY, ids=name_in_tree)
 def test_library_imports_none_of_its_users(path):
-    names = list(imported(ast.parse(path.read_text(encoding="utf-8"))))
+    names = list(imported(of_file(path)))
     assert not [name for name in names if USERS_OF_IT.match(name)]
     depth = len(path.relative_to(ROOT / "ctsr").parts)
     outside = [name for name in names if len(name) - len(name.lstrip(".")) > depth]
     assert not outside, "reaches out of ctsr"
 
 
-@pytest.mark.parametrize("path", LIBRARY, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", LIBRARY, ids=name_in_tree)
 def test_library_probes_no_device_at_import(path):
     probes = {"cuda", "mps", "xpu", "is_available", "device_count"}
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = of_file(path)
     assert not [ast.unparse(n) for n in at_import(tree) if isinstance(n, ast.Attribute) and n.attr in probes]
+
+
+# ------------------------------------------------------------------------------------------------------------ nodes
+
+MANAGES_MEMORY = "host.py"
+OF_THE_HOST = re.compile(r"(comfy|comfy_api|folder_paths)(\.|$)")
+HOSTLESS = {"__init__.py", "checks.py", "masks.py", "values.py"}
+HEAVY = re.compile(r"(diffusers|transformers|peft|accelerate|huggingface_hub|xformers|training|ctsr)(\.|$)")
+
+
+def imported_at_import(tree: ast.Module) -> set[str]:
+    """Full names of the modules that importing a file imports."""
+    statements = [node for node in at_import(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    return {name for statement in statements for name in imported(statement)}
+
+
+def test_the_walk_tells_what_runs_at_import_from_what_does_not():
+    source = (
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..ctsr import a\nelse:\n    import b\n"
+        "class C:\n    import c\n    def f(self, x=d.e):\n        from ..ctsr import f\n"
+    )
+    assert imported_at_import(ast.parse(source)) == {"typing", "b", "c"}
+    assert "..ctsr.f" in set(imported(ast.parse(source)))
+
+
+@pytest.mark.parametrize("path", NODES, ids=name_in_tree)
+def test_nodes_import_the_library_relatively_and_not_at_import(path):
+    tree = of_file(path)
+    assert not [name for name in imported(tree) if HEAVY.match(name)]
+    assert not [name for name in imported_at_import(tree) if name.startswith("..")]
+    assert all(name.startswith("..ctsr") for name in imported(tree) if name.startswith(".."))
+
+
+@pytest.mark.parametrize("path", NODES, ids=name_in_tree)
+def test_one_file_touches_the_hosts_memory_management(path):
+    names = [name for name in imported(of_file(path)) if OF_THE_HOST.match(name)]
+    memory = [name for name in names if re.match(r"comfy(\.|$)", name)]
+    assert bool(memory) is (path.name == MANAGES_MEMORY)
+    if path.name in HOSTLESS:
+        assert not names
+
+
+# --------------------------------------------------------------------------------------------------- registry's rules
+
+RUNS_TEXT = {"eval", "exec", "compile", "__import__"}
+"""As plain names: `model.eval()` and `re.compile` are other things."""
+STARTS_PROGRAMS = re.compile(r"os\.(system|popen|startfile|fork\w*|exec\w*|spawn\w*|posix_spawn\w*)$")
+DOWNLOADS_OR_STARTS = re.compile(
+    r"(subprocess|pty|urllib|urllib3|http|ftplib|socket|requests|httpx|aiohttp|wget|gdown|pip|ensurepip)(\.|$)"
+)
+
+
+def forbidden(tree: ast.Module) -> list[str]:
+    """What a pack in the registry may not do: run text as code, start programs, install, download."""
+    found = [name for name in imported(tree) if DOWNLOADS_OR_STARTS.match(name) or STARTS_PROGRAMS.match(name)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in RUNS_TEXT:
+            found.append(node.id)
+        elif isinstance(node, ast.Attribute) and re.match(r"builtins\.|os\.", text := ast.unparse(node)):
+            found += [text] if text.startswith("builtins.") or STARTS_PROGRAMS.match(text) else []
+        elif isinstance(node, ast.ImportFrom) and node.module in ("os", "builtins"):
+            found += [x.name for x in node.names if x.name in RUNS_TEXT or STARTS_PROGRAMS.match(f"os.{x.name}")]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("source", "count"),
+    [
+        ('"""eval(x), os.system, import subprocess."""\nmodel.eval()\nre.compile("x")\nos.replace(a, b)', 0),
+        ("eval('1')", 1),
+        ("f = exec", 1),
+        ("import builtins\nbuiltins.exec('x')", 1),
+        ("import os\nos.system('x')", 1),
+        ("from os import popen", 1),
+        ("def f():\n    import urllib.request", 1),
+        ("from subprocess import run", 1),
+        ("importlib.import_module('pip')", 1),
+    ],
+)
+def test_the_search_sees_what_is_forbidden(source, count):
+    assert len(forbidden(ast.parse(source))) == count
+
+
+@pytest.mark.parametrize("path", [ROOT / "__init__.py", *NODES, *LIBRARY], ids=name_in_tree)
+def test_nothing_runs_text_starts_programs_or_downloads(path):
+    assert not forbidden(of_file(path))
+
+
+# ------------------------------------------------------------------------------------------------------------ wheel
 
 
 def test_wheel_holds_the_library_and_nothing_else(tmp_path):
@@ -91,11 +192,10 @@ def test_wheel_holds_the_library_and_nothing_else(tmp_path):
 
 
 HIDDEN = ("transformers", "peft", "xformers", "accelerate")
-MINI = """
+WITHOUT_HIDDEN = """
 import json, sys
 
 HIDDEN = set(sys.argv[1].split(","))
-sockets = []
 
 
 class Without:
@@ -111,13 +211,20 @@ class Without:
         return None if name.split(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
 
 
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+MINI = (
+    WITHOUT_HIDDEN
+    + """
+sockets = []
+
+
 def refuse_sockets(event, args):
     if event in ("socket.__new__", "socket.connect", "socket.getaddrinfo"):
         sockets.append(event)
         raise OSError(event + " in a test without a network")
 
 
-sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
 import socket
 
 socket.has_ipv6 = False  # urllib3, which comes with diffusers, else binds a local socket at import to try IPv6
@@ -137,6 +244,7 @@ print(json.dumps({
     "gpu": [at_import, torch.cuda.is_initialized()],
 }))
 """
+)
 
 
 def test_mini_needs_no_extra_no_socket_and_no_gpu():
@@ -151,11 +259,60 @@ def test_mini_needs_no_extra_no_socket_and_no_gpu():
     }
 
 
-def test_host_requirements_are_floors_of_the_project():
-    """requirements.txt repeats lines of pyproject.toml; they must not drift apart, and nothing there may move torch."""
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+# --------------------------------------------------------------------------------------------------- the node path
+
+LACKING = (*HIDDEN, "typer", "rich", "cv2", "scipy", "skimage", "matplotlib", "pyiqa")
+"""What the nodes do without: extras of this project, or of its command line alone."""
+BROUGHT_BY_A_HOST = {"torch", "numpy", "PIL", "einops", "safetensors", "typing_extensions"}
+NODE_PATH = (
+    WITHOUT_HIDDEN
+    + """
+import importlib, importlib.util
+
+name, root, wanted = "node path", sys.argv[2], json.loads(sys.argv[3])
+spec = importlib.util.spec_from_file_location(name, root + "/__init__.py", submodule_search_locations=[root])
+sys.modules[name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules[name])
+for module, names in wanted.items():
+    imported = importlib.import_module(name + "." + module)
+    for one in names:
+        hasattr(imported, one) or importlib.import_module(f"{name}.{module}.{one}")
+
+import torch
+
+load_pipeline = sys.modules[name + ".ctsr.loading"].load_pipeline
+picture = load_pipeline(sys.modules[name + ".ctsr.loading"].MINI_WEIGHTS)(torch.rand(1, 3, 16, 16), output_type="pt")
+loaded = {key: module.__file__ for key, module in sys.modules.items() if key.startswith(name + ".ctsr")}
+print(json.dumps({
+    "size": list(picture.images.shape),
+    "hidden": sorted(HIDDEN & {key.split(".")[0] for key in sys.modules}),
+    "files": sorted(loaded.values()),
+}))
+"""
+)
+
+
+def wanted_of_the_library() -> dict[str, list[str]]:
+    """Names that the nodes import from each module of the library, also those for types."""
+    wanted: dict[str, list[str]] = {}
+    for node in (node for path in NODES for node in ast.walk(of_file(path))):
+        if isinstance(node, ast.ImportFrom) and node.level == 2:
+            wanted.setdefault(str(node.module), []).extend(alias.name for alias in node.names)
+    return wanted
+
+
+def test_what_the_nodes_use_needs_no_more_than_a_host_and_its_requirements():
+    wanted = wanted_of_the_library()
+    assert {"ctsr", "ctsr.batch", "ctsr.loading", "ctsr.pipeline_ctsr"} <= wanted.keys()
+    command = [sys.executable, "-c", NODE_PATH, ",".join(LACKING), str(ROOT), json.dumps(wanted)]
+    result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout.splitlines()[-1])
+    assert seen["size"] == [1, 3, 64, 64]
+    assert seen["hidden"] == []
+    files = [Path(file) for file in seen["files"]]
+    assert ROOT / "ctsr/batch.py" in files
+    names = {name.split(".")[0] for file in files for name in imported_at_import(of_file(file)) if name[0] != "."}
+    outside = names - sys.stdlib_module_names - BROUGHT_BY_A_HOST
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    wanted = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    assert wanted
-    assert [line for line in wanted if f'"{line}"' not in project] == []
-    assert not [line for line in wanted if re.match(r"torch|xformers|numpy", line)]
+    assert outside == {re.split(r"\W", line)[0] for line in lines if line and not line.startswith("#")}

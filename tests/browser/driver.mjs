@@ -1,0 +1,266 @@
+// Plays a user of ComfyUI in a real chromium.
+//
+//   NODE_PATH=<folder of playwright-core> node driver.mjs URL CHROMIUM
+//
+// Reads one command a line from standard input, {"command": name, "arguments": [...]}, and answers each with one line:
+// {"result": ...} or {"error": message}. Ends with its input.
+
+import { createRequire } from "node:module";
+import { createInterface } from "node:readline";
+
+const { chromium } = createRequire(import.meta.url)("playwright-core"); // `import` would not look into NODE_PATH
+
+const LIMIT = 120_000; // ms for a command
+const VIEW = { width: 1600, height: 900 };
+const FLAGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+];
+const ENDINGS = ["execution_success", "execution_error", "execution_interrupted"];
+const EVENTS = ["execution_cached", "executed", ...ENDINGS];
+const DIALOG = ".p-dialog:visible";
+
+const [url, executablePath] = process.argv.slice(2);
+const browser = await chromium.launch({ executablePath, headless: true, args: FLAGS });
+const page = await browser.newPage({ viewport: VIEW });
+page.setDefaultTimeout(LIMIT);
+let complaints = [];
+page.on("console", (message) => {
+  if (message.type() === "error") complaints.push(`${message.text()} (${message.location().url})`);
+});
+page.on("pageerror", (error) => complaints.push(`uncaught: ${error.message}`));
+
+// --- in the page: functions that run in the browser --------------------------------------------------------------------
+
+function prepare(names) {
+  window.findNode = (name) => app.graph.nodes.find((node) => node.type === name || node.title === name);
+  window.seen = [];
+  for (const name of names) app.api.addEventListener(name, ({ detail }) => window.seen.push({ name, detail }));
+}
+
+function dropFile({ name, text }) {
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([text], name, { type: "application/json" }));
+  const canvas = document.querySelector("#graph-canvas");
+  const { x, y, width, height } = canvas.getBoundingClientRect();
+  const at = { clientX: x + width / 2, clientY: y + height - 20 };
+  window.before = new Set(app.graph.nodes);
+  for (const kind of ["dragenter", "dragover", "drop"]) {
+    canvas.dispatchEvent(new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer, ...at }));
+  }
+}
+
+function isReplaced() {
+  return app.graph.nodes.length > 0 && !app.graph.nodes.some((node) => window.before.has(node));
+}
+
+function describeGraph() {
+  const isKnown = ({ type }) => type in LiteGraph.registered_node_types || app.graph.subgraphs.has(type);
+  return {
+    types: app.graph.nodes.map((node) => node.type),
+    missing: app.graph.nodes.filter((node) => !isKnown(node) || node.has_errors).map((node) => node.type),
+  };
+}
+
+// Pixels of the window: of the middle of a node's title, or of a widget's ends.
+function locate({ type, widget }) {
+  const node = window.findNode(type);
+  const { scale, offset } = app.canvas.ds;
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  const place = (x, y) => [
+    canvas.x + (node.pos[0] + x + offset[0]) * scale,
+    canvas.y + (node.pos[1] + y + offset[1]) * scale,
+  ];
+  const title = place(node.size[0] / 2, -LiteGraph.NODE_TITLE_HEIGHT / 2);
+  if (!widget) return { title, box: [place(0, 0), place(...node.size)] };
+  const { last_y, options } = node.widgets.find(({ name }) => name === widget);
+  const [margin, y] = [15, last_y + LiteGraph.NODE_WIDGET_HEIGHT / 2];
+  return { low: place(margin, y), high: place(node.size[0] - margin, y), min: options.min, max: options.max };
+}
+
+function readWidgets(type) {
+  return Object.fromEntries(window.findNode(type).widgets.map(({ name, value }) => [name, value]));
+}
+
+function isFinished(names) {
+  return window.seen.some(({ name }) => names.includes(name));
+}
+
+function readPictures() {
+  const shown = app.graph.nodes.filter((node) => node.imgs?.length);
+  return shown.map(({ type, title, imgs }) => ({
+    type,
+    title,
+    sizes: imgs.map((image) => [image.naturalWidth, image.naturalHeight]),
+    urls: imgs.map((image) => image.src),
+  }));
+}
+
+// Whether output nodes show what the host said last; videos are no pictures.
+function arePicturesLoaded() {
+  const told = window.seen.filter(({ name, detail }) => name === "executed" && !detail.output?.animated);
+  return told.every(({ detail }) => {
+    const shown = app.graph.getNodeById(detail.node)?.imgs ?? [];
+    const names = detail.output.images.map(({ filename }) => encodeURIComponent(filename));
+    return names.every((name, i) => shown[i]?.src.includes(name) && shown[i].naturalWidth);
+  });
+}
+
+function addNode({ type, values }) {
+  const node = LiteGraph.createNode(type);
+  for (const [name, value] of Object.entries(values)) node.widgets.find((widget) => widget.name === name).value = value;
+  node.pos = [0, 1000];
+  app.graph.add(node);
+}
+
+function areCardsLoaded() {
+  const cards = [...document.querySelectorAll(".template-card")];
+  return cards.length > 0 && cards.every((card) => card.querySelector("img")?.naturalWidth);
+}
+
+function readCards() {
+  const cards = [...document.querySelectorAll(".template-card")];
+  return Object.fromEntries(cards.map((card) => [card.querySelector("h3").title, card.querySelector("img").naturalWidth]));
+}
+
+// Connects a node's outputs and inputs by their names, as a user's drag does.
+function connectNodes(links) {
+  for (const [source, output, target, input] of links) {
+    const [from, to] = [window.findNode(source), window.findNode(target)];
+    from.connect(from.findOutputSlot(output), to, to.findInputSlot(input));
+  }
+}
+
+// --- commands ----------------------------------------------------------------------------------------------------------
+
+const commands = {
+  // Loads the page and waits until it knows a type of node.
+  async open(type) {
+    await page.goto(url);
+    await page.waitForFunction((name) => window.LiteGraph?.registered_node_types?.[name] && window.app?.graph, type);
+    await page.waitForFunction(() => app.extensionManager?.workflow?.activeWorkflow);
+    await page.evaluate(prepare, EVENTS);
+  },
+
+  // Drops a file on the canvas; returns the types of its nodes and those that are missing.
+  async drop(file) {
+    await page.evaluate(dropFile, file);
+    await page.waitForFunction(isReplaced);
+    return await page.evaluate(describeGraph);
+  },
+
+  // Clicks Run and waits for the end, or for a dialog that says why there is none.
+  async run() {
+    await page.evaluate(() => (window.seen.length = 0));
+    await page.getByRole("button", { name: "Run", exact: true }).click();
+    await Promise.race([page.waitForFunction(isFinished, ENDINGS), page.waitForSelector(DIALOG)]);
+    if (await page.evaluate(isFinished, ENDINGS)) await page.waitForFunction(arePicturesLoaded);
+    return await page.evaluate(() => window.seen);
+  },
+
+  // Drags a slider to the part of its way that the value asks for; returns the value that it took.
+  async slide(type, widget, value) {
+    const { low, high, min, max } = await page.evaluate(locate, { type, widget });
+    const [x, y] = [low[0] + ((high[0] - low[0]) * (value - min)) / (max - min), low[1]];
+    await page.mouse.move((low[0] + high[0]) / 2, y);
+    await page.mouse.down();
+    await page.mouse.move(x, y, { steps: 5 });
+    await page.mouse.up();
+    return (await commands.widgets(type))[widget];
+  },
+
+  async widgets(type) {
+    return await page.evaluate(readWidgets, type);
+  },
+
+  async pictures() {
+    return await page.evaluate(readPictures);
+  },
+
+  // What the window shows where a node is, as a PNG in base64.
+  async look(type) {
+    await page.waitForTimeout(300); // the canvas is drawn with the next frames
+    const [[left, top], [right, bottom]] = (await page.evaluate(locate, { type })).box;
+    const image = await page.screenshot({ clip: { x: left, y: top, width: right - left, height: bottom - top } });
+    return image.toString("base64");
+  },
+
+  async dialog() {
+    return await page.locator(DIALOG).first().innerText();
+  },
+
+  async dismiss() {
+    await page.keyboard.press("Escape");
+    await page.waitForSelector(DIALOG, { state: "hidden" });
+  },
+
+  // The help page that the info button of a selected node opens.
+  async help(type) {
+    const { title } = await page.evaluate(locate, { type });
+    await page.mouse.click(...title);
+    await page.getByTestId("info-button").click();
+    return await page.locator(".node-help-content").innerText();
+  },
+
+  // Places what the node library finds first under a name in the middle of the canvas.
+  async place(name) {
+    await page.locator(".node-library-tab-button").click();
+    await page.locator(".node-lib-search-box input").fill(name);
+    const before = await page.evaluate(() => app.graph.nodes.length);
+    await page.locator(".tree-leaf").getByText(name, { exact: true }).click();
+    await page.waitForFunction((count) => app.graph.nodes.length > count, before);
+    await page.locator(".node-library-tab-button").click();
+    return await page.evaluate(describeGraph);
+  },
+
+  // Adds a node below the others, with values of its widgets.
+  async add(type, values) {
+    await page.evaluate(addNode, { type, values });
+  },
+
+  async connect(links) {
+    await page.evaluate(connectNodes, links);
+  },
+
+  // Console errors and uncaught exceptions since the last time.
+  complaints() {
+    const all = complaints;
+    complaints = [];
+    return all;
+  },
+
+  // The template browser's cards of a pack: the width of each one's picture.
+  async templates(pack) {
+    await page.locator(".templates-tab-button").click();
+    await page.getByRole("option", { name: pack }).click();
+    await page.waitForFunction(areCardsLoaded);
+    const widths = await page.evaluate(readCards);
+    await commands.dismiss();
+    return widths;
+  },
+};
+
+function limited(promise) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`no answer in ${LIMIT / 1000} s`)), LIMIT);
+  });
+  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
+}
+
+for await (const line of createInterface({ input: process.stdin })) {
+  const { command, arguments: values } = JSON.parse(line);
+  let answer;
+  try {
+    answer = { result: (await limited(commands[command](...values))) ?? null };
+  } catch (error) {
+    answer = { error: `${command}: ${error.message}` };
+  }
+  process.stdout.write(`${JSON.stringify(answer)}\n`);
+}
+await browser.close();

@@ -1,0 +1,31 @@
+"""What the frontend shows of the pack beside the canvas: help pages and the template browser."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.browser.browser import Browser
+from tests.comfyui import ROOT, ComfyServer
+
+pytestmark = pytest.mark.browser
+
+
+def first_words(page: Path) -> str:
+    """First sentence of a help page's text, without its Markdown."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    text = next(line for line in lines if line and not line.startswith(("#", "!", "|", "<")))
+    return re.sub(r"[*_`]", "", text).split(". ")[0]
+
+
+def test_the_info_button_shows_a_nodes_help_page(browser: Browser):
+    workflow = (ROOT / "examples" / "one_node.json").read_text(encoding="utf-8")
+    browser.drop("one_node.json", workflow)
+    (page,) = (ROOT / "web" / "docs").glob("CTSRUpscale.md")
+    assert first_words(page) in browser.help("CTSRUpscale")
+
+
+def test_the_template_browser_lists_every_example_with_its_picture(browser: Browser, server: ComfyServer):
+    templates = browser.templates(server.pack.name)
+    assert sorted(templates) == sorted(path.stem for path in (ROOT / "examples").glob("*.json"))
+    assert all(width > 0 for width in templates.values())

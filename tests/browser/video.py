@@ -1,0 +1,50 @@
+"""A video with sound, run by the host's Python, which has PyAV.
+
+python video.py write PATH WIDTH HEIGHT     four frames at 8 a second, half a second of a tone
+python video.py read PATH                   prints what a video holds, as JSON
+"""
+
+import json
+import sys
+from fractions import Fraction
+
+import av  # pyright: ignore[reportMissingImports]
+import numpy as np
+
+FRAMES, FPS, RATE = 4, 8, 8000
+
+
+def write(path: str, width: int, height: int) -> None:
+    """Grey frames that become lighter, and a tone."""
+    with av.open(path, "w") as container:
+        pictures = container.add_stream("h264", rate=FPS)
+        pictures.width, pictures.height, pictures.pix_fmt = width, height, "yuv420p"
+        sound = container.add_stream("aac", rate=RATE, layout="mono")
+        for i in range(FRAMES):
+            pixels = np.full((height, width, 3), 30 * i, np.uint8)
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(pictures.encode())
+        tone = np.sin(np.arange(RATE * FRAMES // FPS) / 4, dtype=np.float32)[None]
+        samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
+        samples.rate, samples.time_base = RATE, Fraction(1, RATE)
+        container.mux(sound.encode(samples))
+        container.mux(sound.encode())
+
+
+def read(path: str) -> dict[str, float]:
+    """Frames, frames a second, size and seconds of sound."""
+    with av.open(path) as container:
+        pictures = container.streams.video[0]
+        rate, size = float(pictures.average_rate), (pictures.width, pictures.height)
+        frames = sum(1 for _ in container.decode(pictures))
+    with av.open(path) as container:
+        seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+    return {"frames": frames, "fps": rate, "width": size[0], "height": size[1], "seconds": seconds}
+
+
+if __name__ == "__main__":
+    command, path, *size = sys.argv[1:]
+    if command == "write":
+        write(path, *map(int, size))
+    else:
+        print(json.dumps(read(path)))

@@ -12,6 +12,7 @@ from .errors import CheckpointError, CTSRError, ImageReadError, ImageWriteError,
 from .families import FAMILIES, Endpoints, Family, blend, get_family
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from .models.autoencoder_mini import TimeAwareAutoencoderMini
+from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
 from .models.unet_mini import TimeConditionedUNetMini
 from .pipeline_ctsr import CTSRPipeline, CTSRPipelineOutput, Encoded
@@ -29,6 +30,7 @@ __all__ = [
     "Family",
     "ImageReadError",
     "ImageWriteError",
+    "LoraVariant",
     "PromptEmbeddings",
     "TileMemoryError",
     "TimeAwareAutoencoderKL",

@@ -1,4 +1,4 @@
-"""The command line: `ctsr upscale`, `ctsr sweep`, `ctsr evaluate`, `ctsr info`.
+"""The command line: `ctsr upscale`, `ctsr sweep`, `ctsr evaluate`, `ctsr convert`, `ctsr info`.
 
 Everything a person reads goes to stderr, but for what `info` prints and the scores of `evaluate`. Exit codes: 0; 1 when
 a picture failed; 2 for arguments or a model that cannot be used, before anything is written; 130 after Ctrl-C. The
@@ -55,6 +55,14 @@ class PrecisionName(str, Enum):
     _value_: Precision
 
     auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class FilePrecisionName(str, Enum):
+    """What the weights in a file are."""
+
     fp32 = "fp32"
     bf16 = "bf16"
     fp16 = "fp16"
@@ -225,6 +233,40 @@ def evaluate_command(
         evaluate.check_out(task, [lr, hr, *others])
         pairs = evaluate.find_pairs(lr, hr, others)
         run_evaluation(console, pairs, task)
+
+
+@app.command("convert")
+def convert_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="OSEDiff's, TADSR's or PiSA-SR's .pkl, or a model of ctsr.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The .safetensors file to write.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="BASE", help="Stable Diffusion 2.1-base: a folder or a file.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="Baked in as it is.  [default: the method's own]")
+    ] = None,
+    precision: Annotated[
+        FilePrecisionName, typer.Option(help="Number format of the weights in OUT.")
+    ] = FilePrecisionName.fp16,
+    keep_lora: Annotated[
+        bool, typer.Option("--keep-lora", help="Leave LoRA apart; OUT then needs peft where it runs.")
+    ] = False,
+) -> None:
+    """Make one file of another method's checkpoint and its base; every other command takes it as --model.
+
+    CHECKPOINT and BASE are told by what is in them, whatever their names. Of a pickle only tensors, numbers and names
+    are read; one with code is refused. OUT holds UNet, autoencoder, the prompt's embeddings, source and licence; it is
+    there whole or not at all.
+    """
+    console = Console(stderr=True)
+    with errors_as_sentences(console):
+        from .convert import Options, convert
+        from .precision import DTYPES
+
+        options = Options(prompt, DTYPES[precision.value], keep_lora)
+        convert(checkpoint, base, output, options, lambda name, value: say(console, f"{name}: {value}"))
 
 
 @app.command("info")
@@ -458,6 +500,7 @@ def print_scores(scores: Scores, pictures: int) -> None:
 
 def model_rows(model: Model, precision: PrecisionName) -> Iterator[tuple[str, str]]:
     """What a model is and how it would run."""
+    from .convert import about_of
     from .loading import COMPONENTS
 
     pipe = model.pipeline
@@ -470,6 +513,7 @@ def model_rows(model: Model, precision: PrecisionName) -> Iterator[tuple[str, st
     yield "parameterization", family.parameterization
     yield "encoder timesteps", ", ".join("none" if step is None else str(step) for step in family.encoder_timesteps)
     yield "colour fix", str(pipe.config["color_fix"])
+    yield from about_of(pipe).items()
     for name in COMPONENTS:
         if (component := getattr(pipe, name)) is not None:
             count = sum(parameter.numel() for parameter in component.parameters())

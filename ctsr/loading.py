@@ -1,24 +1,31 @@
-"""One safetensors file that holds a whole pipeline: tensors of every component, configuration in the metadata."""
+"""What runs as it is: our single file, which holds a whole pipeline (tensors of every component, configuration in the
+metadata), and our folder. `formats` has the files of others, which `convert` makes such files from."""
 
 import json
-import os
-import secrets
+import shlex
+import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar, cast
 
 import safetensors
-import safetensors.torch  # pyright: ignore[reportUnusedImport]  # used through `library`
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from .building import unfilled
+from .containers import INDEX, Contents, library, look
+from .errors import CheckpointError, CTSRError, first_line
+from .files import whole_file
+from .formats import BASES, Format, find, unknown
 from .lora import add_lora, describe_lora
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from .models.autoencoder_mini import TimeAwareAutoencoderMini
+from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
 from .models.unet_mini import TimeConditionedUNetMini
 from .pipeline_ctsr import CTSRPipeline
@@ -30,6 +37,7 @@ CLASSES: Mapping[str, type[ModelMixin]] = {
     cls.__name__: cls
     for cls in (
         AutoencoderKL,
+        LoraVariant,
         PromptEmbeddings,
         TimeAwareAutoencoderKL,
         TimeAwareAutoencoderMini,
@@ -37,13 +45,11 @@ CLASSES: Mapping[str, type[ModelMixin]] = {
         UNet2DConditionModel,
     )
 }
-COMPONENTS = ("vae", "unet", "prompt_embeddings")
-SETTINGS = ("family", "parameterization", "encoder_timesteps", "color_fix")
-library: Any = safetensors  # half of its types are unknown to pyright
+COMPONENTS = ("vae", "unet", "unet_variant", "prompt_embeddings")
+SETTINGS = ("family", "parameterization", "encoder_timesteps", "color_fix", "about")
 CPU = torch.device("cpu")
 # What building and filling a model raises when its configuration or weights do not fit.
 BROKEN = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError)
-LFS_POINTER = b"version https://git-lfs"
 
 PipelineT = TypeVar("PipelineT", bound=CTSRPipeline)
 DType = torch.dtype | Literal["auto"]
@@ -59,6 +65,7 @@ def save_single_file(pipeline: CTSRPipeline, path: Path, dtype: torch.dtype) -> 
 
     Raises:
         ValueError: a component of another class, or adapters that a file cannot keep; the message says what to do.
+        CTSRError: no room.
     """
     tensors: dict[str, Tensor] = {}
     components: dict[str, dict[str, Any]] = {}
@@ -72,15 +79,26 @@ def save_single_file(pipeline: CTSRPipeline, path: Path, dtype: torch.dtype) -> 
     settings = {key: pipeline.config[key] for key in SETTINGS}
     config = json.dumps({"components": components, "settings": settings}, sort_keys=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    metadata = {"format": FORMAT, "config": config, "checksum": checksum(config, tensors)}
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # as any new file here; newer releases of safetensors write for the owner alone
-        library.torch.save_file(tensors, partial, metadata={"format": FORMAT, "config": config})
-        partial.chmod(mode)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        with whole_file(path) as partial:
+            library.torch.save_file(tensors, partial, metadata=metadata)
+    except safetensors.SafetensorError as error:
+        message = f"{path} cannot be written ({first_line(error)}): make room, or name another folder."
+        raise CTSRError(message) from error
+
+
+def checksum(config: str, tensors: Mapping[str, Tensor]) -> str:
+    """Of a file's configuration and tensors [any shape], CRC-32; a flipped bit would else be a slightly wrong model."""
+
+    def line(item: tuple[str, Tensor]) -> str:
+        key, x = item
+        numbers: Any = x.reshape(-1).view(torch.uint8).numpy()
+        return f"{key} {x.dtype} {list(x.shape)} {zlib.crc32(numbers)}"
+
+    with ThreadPoolExecutor() as pool:
+        lines = pool.map(line, sorted(tensors.items()))
+    return f"{zlib.crc32('|'.join([config, *lines]).encode()):08x}"
 
 
 def describe(model: ModelMixin) -> dict[str, Any]:
@@ -118,7 +136,10 @@ def load_single_file(
         CheckpointError: missing, a git-lfs pointer, truncated, of another format, with tensors that do not fit, or with
             LoRA adapters where peft is not installed.
     """
-    config, tensors = read_single_file(path)
+    contents = look(path)
+    if not is_single_file(contents):
+        raise refusal(contents)
+    config, tensors = read_single_file(contents)
     dtype = choose_dtype("auto", device) if torch_dtype == "auto" else torch_dtype
     try:
         models = {
@@ -150,38 +171,43 @@ def keys_of(tensors: Mapping[str, Tensor], component: str) -> list[str]:
 
 def build(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> ModelMixin:
     """A model as `describe` says, of one of `CLASSES`, with exactly these weights, fp32."""
-    model = CLASSES[spec["class"]](**spec["config"])
+    model = unfilled(CLASSES[spec["class"]], **spec["config"])
     if "lora" in spec:
         add_lora(model, spec["lora"]["adapters"], spec["lora"]["rank"], spec["lora"]["alpha"])
     model.load_state_dict(state, strict=True)
     return model
 
 
-def read_single_file(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and tensors of a file; raises CheckpointError with what it looks like and what to do."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; give a .safetensors file that ctsr wrote, a folder, or 'mini'.")
-    with path.open("rb") as file:
-        if file.read(len(LFS_POINTER)) == LFS_POINTER:
-            raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` to fetch them.")
+def read_single_file(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors of our own file; raises CheckpointError for a damaged one."""
+    path, tensors = contents.path, contents.tensors()
+    text, stored = contents.metadata.get("config", ""), contents.metadata.get("checksum")
+    if stored is not None and stored != checksum(text, tensors):  # the first files have none
+        raise CheckpointError(f"{path} is damaged: its checksum does not fit; fetch it again.")
     try:
-        with library.safe_open(path, framework="pt") as file:
-            metadata = cast("dict[str, str]", file.metadata() or {})
-            tensors = cast("dict[str, Tensor]", {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118
-    except (safetensors.SafetensorError, OSError) as error:
-        message = f"{path} is truncated or not a safetensors file ({first_line(error)}); fetch it again."
-        raise CheckpointError(message) from error
-    if metadata.get("format") != FORMAT or "config" not in metadata:
-        raise CheckpointError(f"{path} is a safetensors file that ctsr did not write: its metadata lacks {FORMAT!r}.")
-    try:
-        return json.loads(metadata["config"]), tensors
+        return json.loads(text), tensors
     except ValueError as error:
         raise CheckpointError(f"{path} holds a damaged configuration ({first_line(error)}); fetch it again.") from error
 
 
-def first_line(error: Exception) -> str:
-    """The beginning of an error's text."""
-    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+def is_single_file(contents: Contents) -> bool:
+    """Whether `save_single_file` wrote it."""
+    return contents.metadata.get("format") == FORMAT
+
+
+def refusal(contents: Contents) -> CheckpointError:
+    """The sentence for what cannot be run as it is: what it looks like and what to do."""
+    path = contents.path
+    if contents.kind == "pickle":
+        file, out = shlex.quote(str(path)), shlex.quote(f"{path.stem}.safetensors")
+        command = f"ctsr convert {file} --base STABLE_DIFFUSION_2_1_BASE -o {out}"
+        what = "is a pickle, as OSEDiff, TADSR and PiSA-SR publish theirs"
+        return CheckpointError(f"{path} {what}: convert it first, with `{command}`.")
+    if (form := find(contents, (*MODELS, *BASES))) is not None:
+        return CheckpointError(f"{path} is {form.what}: {form.remedy}.")
+    if contents.kind == "folder":
+        return CheckpointError(f"{path} is a folder without {INDEX}; give one that save_pretrained wrote.")
+    return unknown(contents)
 
 
 def load_pipeline(model: str | Path, torch_dtype: DType = "auto", device: torch.device = CPU) -> CTSRPipeline:
@@ -192,18 +218,41 @@ def load_pipeline(model: str | Path, torch_dtype: DType = "auto", device: torch.
     """
     if str(model) == "mini":
         return CTSRPipeline.mini(torch_dtype, device)
-    path = Path(model)
-    if not path.is_dir():
-        return load_single_file(CTSRPipeline, path, torch_dtype, device)
+    contents = look(Path(model))
+    if (form := find(contents, MODELS)) is None:
+        raise refusal(contents)
+    return form.load(contents, torch_dtype, device)
+
+
+def open_single_file(contents: Contents, torch_dtype: DType, device: torch.device) -> CTSRPipeline:
+    """See `load_single_file`."""
+    return load_single_file(CTSRPipeline, contents.path, torch_dtype, device)
+
+
+def open_folder(contents: Contents, torch_dtype: DType, device: torch.device) -> CTSRPipeline:
+    """See `load_folder`; on `device`, channels-last."""
     dtype = choose_dtype("auto", device) if torch_dtype == "auto" else torch_dtype
-    pipeline = load_folder(CTSRPipeline, path)
+    pipeline = load_folder(CTSRPipeline, contents.path)
     for name in COMPONENTS:
         if (component := getattr(pipeline, name)) is not None:
             move(component, device, dtype)
     return pipeline
 
 
-def load_folder(cls: type[PipelineT], path: Path) -> PipelineT:
+MODELS = (
+    Format("a file of ctsr", "use from_single_file", is_single_file, open_single_file),
+    Format("a folder of ctsr", "use from_pretrained", lambda contents: contents.is_ours, open_folder),
+)
+"""What runs as it is."""
+
+
+def load_folder(
+    cls: type[PipelineT],
+    path: Path,
+    variant: str | None = None,
+    use_safetensors: bool = True,
+    given: Mapping[str, Any] = MappingProxyType({}),
+) -> PipelineT:
     """The pipeline of a folder that `save_pretrained` wrote, fp32, on the CPU.
 
     Built from its components, not by diffusers' own resolution of module paths, which fails where this package goes by
@@ -212,13 +261,16 @@ def load_folder(cls: type[PipelineT], path: Path) -> PipelineT:
     Raises:
         CheckpointError: no model_index.json, a component of no class of `CLASSES`, or damaged files.
     """
-    index = path / "model_index.json"
+    index = path / INDEX
     if not index.is_file():
-        raise CheckpointError(f"{path} is a folder without model_index.json; give one that save_pretrained wrote.")
+        raise CheckpointError(f"{path} is a folder without {INDEX}; give one that save_pretrained wrote.")
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))
-        models = {name: load_component(path / name, entries[name][1]) for name in COMPONENTS if has(entries, name)}
-        return cls(**models, **{key: entries[key] for key in SETTINGS if key in entries})
+        parts: dict[str, Any] = {key: entries[key] for key in SETTINGS if key in entries} | dict(given)
+        for name in COMPONENTS:
+            if name not in given and has(entries, name):
+                parts[name] = load_component(path / name, entries[name][1], variant, use_safetensors)
+        return cls(**parts)
     except (OSError, *BROKEN) as error:
         raise CheckpointError(f"{path} cannot be loaded ({first_line(error)}); fetch it again.") from error
 
@@ -228,8 +280,13 @@ def has(entries: Mapping[str, Any], name: str) -> bool:
     return name in entries and entries[name][1] is not None
 
 
-def load_component(path: Path, class_name: str) -> ModelMixin:
-    """A component's folder, fp32; raises KeyError for a class that is not one of `CLASSES`."""
+def load_component(path: Path, class_name: str, variant: str | None, use_safetensors: bool) -> ModelMixin:
+    """A component's folder, fp32; raises CheckpointError if it is missing, or of a class that is not in `CLASSES`."""
+    if not path.is_dir():  # diffusers would take it for a name on its hub
+        raise CheckpointError(f"{path} is missing; fetch the whole folder again.")
+    if class_name not in CLASSES:
+        raise CheckpointError(f"{path} is a {class_name}, which cannot be loaded: use one of {', '.join(CLASSES)}.")
     model: Any = CLASSES[class_name]
     # In fp32: newer releases of diffusers warn of `torch_dtype`, older ones know no other name.
-    return cast(ModelMixin, model.from_pretrained(path, low_cpu_mem_usage=False))
+    options: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors}
+    return cast(ModelMixin, model.from_pretrained(path, low_cpu_mem_usage=False, **options))

@@ -1,19 +1,92 @@
-"""LoRA adapters on a model, by peft: added in named groups that act together, described for a file, merged.
+"""LoRA: low-rank pairs as plain tensors, and adapters on a model by peft.
 
-peft is imported only where there are adapters: everything else runs without it.
+Pairs are folded into weights without peft. Adapters are added in named groups that act together, described for a file,
+merged; peft is imported only where there are adapters: everything else runs without it.
 """
 
 import re
 import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from diffusers.utils.peft_utils import recurse_remove_peft_layers  # pyright: ignore[reportUnknownVariableType]
-from torch import nn
+from torch import Tensor, nn
 
 from .precision import in_fp32
+
+
+class Pair(NamedTuple):
+    """A low-rank change of one weight, scaling * B A.
+
+    Attributes:
+        a: [rank, in] of a linear layer, [rank, in, k, k] of a convolution.
+        b: [out, rank], [out, rank, 1, 1].
+    """
+
+    a: Tensor
+    b: Tensor
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Of the weight that it changes."""
+        return (self.b.shape[0], *self.a.shape[1:])
+
+
+Pairs = Mapping[str, Pair]
+"""By the full name of the module whose weight they change."""
+
+
+def check_pairs(model: nn.Module, pairs: Pairs) -> None:
+    """Raises ValueError for a pair that fits no weight of `model`: the sentence's end, without a full stop."""
+    known = modules_of(model)
+    for name, pair in pairs.items():
+        weight: object = getattr(known.get(name), "weight", None)
+        if not isinstance(weight, Tensor):
+            raise ValueError(f"it changes {name}, which a {type(model).__name__} of this base does not have")
+        if tuple(weight.shape) != pair.weight_shape:
+            raise ValueError(f"it changes {name} of {list(pair.weight_shape)}, but the base's is {list(weight.shape)}")
+
+
+@torch.no_grad()
+def fold_pairs(model: nn.Module, pairs: Pairs, scaling: float) -> None:
+    """W += scaling * B A for every pair, computed in fp32, in place.
+
+    Args:
+        model: plain, without adapters; each of its weights keeps its dtype.
+        pairs: of `model`'s own linear layers and convolutions.
+        scaling: alpha / rank.
+
+    Raises:
+        ValueError: a pair that fits no weight; nothing is changed then.
+    """
+    check_pairs(model, pairs)
+    known = modules_of(model)
+    for name, (a, b) in pairs.items():
+        weight = cast(Tensor, known[name].weight)
+        change = b.float().flatten(1) @ a.float().flatten(1)
+        weight.copy_(weight.float() + scaling * change.reshape(weight.shape))
+
+
+def add_pairs(model: nn.Module, adapters: Mapping[str, Pairs], alpha: float) -> None:
+    """As `add_lora`, with these pairs as the adapters' weights; all of one rank.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: a pair that fits no weight.
+    """
+    (rank,) = {len(pair.a) for pairs in adapters.values() for pair in pairs.values()}
+    for pairs in adapters.values():
+        check_pairs(model, pairs)
+    add_lora(model, {name: list(pairs) for name, pairs in adapters.items()}, rank, alpha)
+    state = {
+        f"{module}.lora_{side}.{adapter}.weight": tensor
+        for adapter, pairs in adapters.items()
+        for module, pair in pairs.items()
+        for side, tensor in zip("AB", pair, strict=True)
+    }
+    model.load_state_dict(state, strict=False)
 
 
 class LoraSpec(TypedDict):

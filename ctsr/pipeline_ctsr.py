@@ -7,7 +7,9 @@ stands after the UNet, so a second t on the same picture costs a decode only.
 
 import logging
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, cast
@@ -22,17 +24,20 @@ from diffusers.utils.outputs import BaseOutput
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
-from typing_extensions import Self  # in typing from Python 3.11
+from typing_extensions import Self, Unpack  # in typing from Python 3.11
 
-from . import families, networks
+from . import families, hub, networks
+from .attention import Attention, Operator, use_attention
 from .color_fix import ColorFix, apply_color_fix
 from .errors import CheckpointError
 from .families import Dial, Endpoints, Family, Parameterization, get_family
 from .lora import lora_layers
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
+from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
 from .precision import in_fp32
 from .tiling import PIXELS_PER_CELL, run_with_smaller_tiles
+from .user_lora import UserLoraMixin
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +46,11 @@ OutputType = Literal["pil", "pt", "np", "latent"]
 
 DEFAULT_OVERLAP = 128
 """Pixels; half a tile where that is less."""
+DEFAULT_TILE = 512
+"""Pixels; of `enable_tiling`. Stable Diffusion's UNet was trained on it."""
 MAX_SIDE = 2**16
+REEXPORT = "from ctsr import CTSRPipeline\n"
+"""pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
 
 
 class Progress(Protocol):
@@ -74,7 +83,7 @@ class Encoded:
     reference: Tensor
 
 
-class CTSRPipeline(DiffusionPipeline):
+class CTSRPipeline(DiffusionPipeline, UserLoraMixin):
     """One-step super-resolution with a dial.
 
     The types of the arguments are plain because diffusers checks them with isinstance when it loads a folder.
@@ -88,14 +97,20 @@ class CTSRPipeline(DiffusionPipeline):
         parameterization: overrides the family's.
         encoder_timesteps: overrides the family's tau_e, one for each encode.
         color_fix: what `__call__` does when it is not told: "none", "wavelet" or "adain".
+        unet_variant: what makes the UNet its other variant, for families with two (PiSA-SR).
+        about: what a person should know of a converted checkpoint, by name: source, licence and the like.
     """
 
-    _optional_components = ["prompt_embeddings"]  # noqa: RUF012  # diffusers' own way to say it
-    model_cpu_offload_seq = "prompt_embeddings->unet->vae"
+    _optional_components = ["prompt_embeddings", "unet_variant"]  # noqa: RUF012  # diffusers' own way to say it
+    # Small; and hooks ask for parameters, of which the first has none, and the second is read from inside the UNet.
+    _exclude_from_cpu_offload = ["prompt_embeddings", "unet_variant"]  # noqa: RUF012
+    model_cpu_offload_seq = "unet->vae"
 
     vae: ModelMixin
     unet: ModelMixin
     prompt_embeddings: PromptEmbeddings | None
+    unet_variant: LoraVariant | None
+    default_tile: int = 0
 
     def __init__(
         self,
@@ -106,19 +121,22 @@ class CTSRPipeline(DiffusionPipeline):
         parameterization: str | None = None,
         encoder_timesteps: list[int] | None = None,
         color_fix: str = "wavelet",
+        unet_variant: LoraVariant | None = None,
+        about: dict[str, str] | None = None,
     ):
         super().__init__()
         base: Any = self  # diffusers leaves the arguments of these two without types
-        base.register_modules(vae=vae, unet=unet, prompt_embeddings=prompt_embeddings)
+        base.register_modules(vae=vae, unet=unet, prompt_embeddings=prompt_embeddings, unet_variant=unet_variant)
         base.register_to_config(
             family=family,
             parameterization=parameterization,
             encoder_timesteps=encoder_timesteps,
             color_fix=color_fix,
+            about=about,
         )
-        if self.family.variants:
-            raise ValueError(f"Family {family!r} runs on two adapters, which this pipeline cannot load yet.")
-        for component in (vae, unet):
+        if self.family.variants and unet_variant is None:
+            raise ValueError(f"Family {family!r} runs its UNet in two variants: pass unet_variant.")
+        for component in self._networks:
             networks.settle(component)
 
     # --- loading and saving ---------------------------------------------------------------------------------------
@@ -157,10 +175,101 @@ class CTSRPipeline(DiffusionPipeline):
 
         save_single_file(self, Path(path), dtype)
 
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        torch_dtype: hub.DTypeOption = None,
+        dtype: hub.DTypeOption = None,
+        device_map: str | torch.device | Mapping[str, Any] | None = None,
+        variant: str | None = None,
+        use_safetensors: bool = True,
+        low_cpu_mem_usage: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **given: Any,
+    ) -> Self:
+        """A pipeline from a folder that `save_pretrained` wrote, here or on the hub; nothing of it is run as code.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or a name on the hub such as "user/model".
+            torch_dtype, dtype: two spellings of one argument: a torch.dtype, or a dict of them by component with
+                "default"; fp32 by default. "auto" is bf16 where the device has it in hardware.
+            device_map: one device, such as "cuda".
+            variant: of the weight files, such as "fp16".
+            use_safetensors: False reads pickled weights, and of these tensors alone.
+            low_cpu_mem_usage: taken as diffusers takes it; makes no difference.
+            cache_dir, force_download, local_files_only, revision, token: as huggingface_hub takes them.
+            given: components (`vae`, `unet`, `prompt_embeddings`) and settings instead of the folder's.
+
+        Raises:
+            CheckpointError: nothing loadable there; the message says what to do.
+            ValueError: an argument that does not fit, or a device_map that spreads the networks.
+        """
+        from .containers import look
+        from .loading import COMPONENTS, SETTINGS, load_folder, move, refusal
+
+        if unknown := set(given) - {*COMPONENTS, *SETTINGS}:
+            raise ValueError(f"from_pretrained takes no {sorted(unknown)[0]}: leave it out, or see its docstring.")
+        device = hub.one_device(device_map)
+        dtypes = {name: hub.dtype_of(name, dtype, torch_dtype, device) for name in COMPONENTS}
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.exists():
+            place: hub.HubOptions = {
+                "cache_dir": cache_dir,
+                "force_download": force_download,
+                "local_files_only": local_files_only,
+                "revision": revision,
+                "token": token,
+            }
+            name = os.fspath(pretrained_model_name_or_path)
+            folder = Path(cls.download(name, variant=variant, use_safetensors=use_safetensors, **place))
+        contents = look(folder)
+        if not contents.is_ours:
+            raise refusal(contents)
+        hub.check_weights(folder, set(COMPONENTS) - set(given), variant, use_safetensors)
+        pipeline = load_folder(cls, folder, variant, use_safetensors, given)
+        for name in set(COMPONENTS) - set(given):
+            if (component := getattr(pipeline, name)) is not None:
+                move(component, device, dtypes[name])
+        cast(Any, pipeline).register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
+        return pipeline
+
+    @classmethod
+    def download(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
+        cls,
+        pretrained_model_name: str,
+        *,
+        variant: str | None = None,
+        use_safetensors: bool = True,
+        **options: Unpack[hub.HubOptions],
+    ) -> str:
+        """Fetches what `from_pretrained` reads of a pipeline on the hub; returns the folder it lies in.
+
+        diffusers' own refuses components of classes that are not its own.
+
+        Raises:
+            CheckpointError: no such pipeline, or the hub cannot be reached.
+        """
+        from .loading import COMPONENTS
+
+        return str(hub.fetch(pretrained_model_name, COMPONENTS, variant, use_safetensors, options))
+
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # hands all on
         self, save_directory: str | Path, **options: Any
     ) -> None:
         """A folder for `from_pretrained`, as diffusers writes it; its older releases refuse channels-last weights.
+
+        A pipeline.py of one line lets `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder,
+        trust_remote_code=True)` load it too.
+
+        Args:
+            save_directory: made if it is missing.
+            options: `variant`, `safe_serialization`, `max_shard_size` and the like, as diffusers takes them.
 
         Raises:
             ValueError: a component carries LoRA, which such a folder cannot tell of.
@@ -168,13 +277,92 @@ class CTSRPipeline(DiffusionPipeline):
         base: Any = super()
         if lora_layers(self.vae) or lora_layers(self.unet):
             raise ValueError("A folder cannot hold LoRA apart: use save_single_file, or fold it in with merge_lora.")
-        for component in (self.vae, self.unet):
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / "pipeline.py").write_text(REEXPORT, encoding="utf-8")
+        for component in self._networks:
             cast(Any, component).to(memory_format=torch.contiguous_format)
         try:
             base.save_pretrained(save_directory, **options)
         finally:
-            for component in (self.vae, self.unet):
+            for component in self._networks:
                 networks.settle(component)
+
+    # --- how it runs: memory and attention ------------------------------------------------------------------------
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
+        """Keeps the networks on the CPU and moves each to the GPU for its turn; see diffusers.
+
+        Args:
+            gpu_id: number of the GPU, instead of an index in `device`.
+            device: by default where it offloaded before, else the machine's GPU.
+
+        Raises:
+            ValueError: there is no GPU.
+        """
+        base: Any = super()
+        base.enable_model_cpu_offload(gpu_id, self._offload_to(gpu_id, device))
+
+    def enable_sequential_cpu_offload(
+        self, gpu_id: int | None = None, device: torch.device | str | None = None
+    ) -> None:
+        """As `enable_model_cpu_offload`, but layer by layer: the least memory, and slow.
+
+        Raises:
+            ValueError: there is no GPU, or `device` is the CPU.
+        """
+        base: Any = super()
+        target = self._offload_to(gpu_id, device)
+        if target.type == "cpu":
+            raise ValueError("Layers are offloaded from a GPU to the CPU: name a GPU, or leave offloading out.")
+        base.enable_sequential_cpu_offload(gpu_id, target)
+
+    def _offload_to(self, gpu_id: int | None, device: torch.device | str | None) -> torch.device:
+        """The device that offloaded networks compute on."""
+        last: torch.device | None = getattr(self, "_offload_device", None)
+        if device is not None:
+            return torch.device(device)
+        if last is not None and gpu_id is None:
+            return last
+        gpu = torch.accelerator.current_accelerator(check_available=True)
+        if gpu is None:
+            raise ValueError("Offloading needs a GPU and torch finds none: leave it out, the networks are on the CPU.")
+        return torch.device(gpu.type)
+
+    def enable_tiling(self, tile: int = DEFAULT_TILE) -> None:
+        """Makes `__call__` work in tiles of `tile` pixels whenever it is given none; without, only what does not fit.
+
+        Our own tiling: diffusers' (`pipe.vae.enable_tiling`) drops the timestep and shifts colours.
+
+        Raises:
+            ValueError: a tile too small.
+        """
+        check_tile(tile, None)
+        self.default_tile = tile
+
+    def disable_tiling(self) -> None:
+        """Back to tiles only where a picture does not fit."""
+        self.default_tile = 0
+
+    enable_vae_tiling = enable_tiling
+    disable_vae_tiling = disable_tiling
+
+    def set_attention_backend(self, name: Attention = "auto") -> None:
+        """What computes attention: "xformers", "sdpa", or "auto", which takes xformers where it works and logs it.
+
+        Networks without attention, as ctsr-mini's, stay as they are. Call it once they are on their device.
+
+        Raises:
+            ValueError: an unknown name, or xformers where it cannot be used.
+        """
+        use_attention((self.unet, self.vae), name, self._device_of(self.unet))
+
+    def enable_xformers_memory_efficient_attention(self, attention_op: Operator | None = None) -> None:
+        """As `set_attention_backend("xformers")`; `attention_op` is xformers' own operator."""
+        use_attention((self.unet, self.vae), "xformers", self._device_of(self.unet), attention_op)
+
+    def disable_xformers_memory_efficient_attention(self) -> None:
+        """As `set_attention_backend("sdpa")`."""
+        self.set_attention_backend("sdpa")
 
     # --- what the checkpoint is -----------------------------------------------------------------------------------
 
@@ -217,7 +405,7 @@ class CTSRPipeline(DiffusionPipeline):
             image: [B, 3, h, w] fp32 in [0, 1], any size from 1x1.
             height: pixels of the result.
             width: pixels of the result.
-            timestep: tau_e in 0..999 instead of the checkpoint's own; families with one encode only.
+            timestep: tau_e in 0..999 instead of the checkpoint's own; in place of two it leaves TADSR without a dial.
             tile: side of a tile in pixels of the result, 0 for automatic.
             tile_overlap: pixels that tiles share, for networks that normalise over space; by default 128, or half a
                 tile where that is less.
@@ -267,7 +455,8 @@ class CTSRPipeline(DiffusionPipeline):
         embeds = self._prompt(prompt_embeds, latents[0].shape[0])
 
         def predict(z: Tensor, timestep: int, variant: str | None) -> Tensor:
-            return self._run("unet", networks.unet(self.unet, timestep, embeds), z, tile, tile_overlap, callback)
+            with self._as_variant(variant):
+                return self._run("unet", networks.unet(self.unet, timestep, embeds), z, tile, tile_overlap, callback)
 
         return family.endpoints(predict, latents, generator)
 
@@ -358,8 +547,8 @@ class CTSRPipeline(DiffusionPipeline):
             timestep: tau of the time-aware encoder instead of the checkpoint's own.
             t_map: a map of t over the picture instead of `t`, of any size: a tensor [h, w] in [0, 1] or a grey picture
                 (black = 0); it is resized to the latents.
-            tile: side of a tile in output pixels; 0 chooses by picture size and total memory, and does not tile when
-                the picture fits.
+            tile: side of a tile in output pixels; 0 takes that of `enable_tiling`, else chooses by picture size and
+                total memory, and does not tile when the picture fits.
             tile_overlap: output pixels that tiles share, for networks that normalise over space (128 by default, never
                 more than half a tile); others compute theirs.
             color_fix: "none", "wavelet" or "adain"; the checkpoint's own by default.
@@ -379,7 +568,8 @@ class CTSRPipeline(DiffusionPipeline):
             pictures, t, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type
         )
         self.check_conditions(t_map, timestep, prompt_embeds, generator)
-        options: dict[str, Any] = {"tile": tile, "tile_overlap": tile_overlap, "callback": callback}
+        tiles = tile or self.default_tile
+        options: dict[str, Any] = {"tile": tiles, "tile_overlap": tile_overlap, "callback": callback}
         fix = cast(ColorFix, self.config["color_fix"]) if color_fix is None else color_fix
         results: list[Tensor | Image.Image] = []
         for picture, dial in zip(pictures, dials, strict=True):  # [1, 3, h, w] in [0, 1]
@@ -460,12 +650,23 @@ class CTSRPipeline(DiffusionPipeline):
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
+    @property
+    def _networks(self) -> tuple[ModelMixin, ...]:
+        """All that has weights of its own."""
+        return (self.vae, self.unet) if self.unet_variant is None else (self.vae, self.unet, self.unet_variant)
+
+    def _as_variant(self, variant: str | None) -> AbstractContextManager[None]:
+        """Inside, the UNet computes as this variant of it."""
+        if self.unet_variant is None:
+            return nullcontext()
+        return self.unet_variant.applied(self.unet, variant, self._device_of(self.unet))
+
     def _encoder_timesteps(self, timestep: int | None) -> tuple[int | None, ...]:
-        """tau_e of each encode."""
+        """tau_e of each encode; one that is set makes a dial between two a single pass without a dial."""
         own = self.family.encoder_timesteps
         if timestep is None:
             return own
-        if len(own) != 1:
+        if len(own) != 1 and self.family.unet_timesteps is not None:
             raise ValueError(f"timestep cannot be set for this checkpoint: its dial runs between tau = {own}.")
         if isinstance(self.vae, AutoencoderKL) and not isinstance(self.vae, TimeAwareAutoencoderKL):
             raise ValueError("timestep cannot be set for this checkpoint: its encoder knows none; leave it None.")
@@ -502,14 +703,16 @@ class CTSRPipeline(DiffusionPipeline):
         if callback is not None:
             on_tile = lambda done, total: callback(stage, done, total)  # noqa: E731
         device = self._device_of(network.module)
-        x = x.to(device)
         height, width = x.shape[-2] // network.read_scale, x.shape[-1] // network.read_scale
         shared = (DEFAULT_OVERLAP if overlap is None else overlap) // PIXELS_PER_CELL
 
         def run(network: "networks.Network") -> Tensor:
             first = networks.choose_tile(network, height, width, tile, device)
+            memory = networks.work_memory(device)
             return run_with_smaller_tiles(
-                lambda side: networks.run_tiled(network, x, side, shared, on_tile),
+                lambda side: networks.run_tiled(
+                    network, x, side, shared, on_tile, device, memory if side == first else 0
+                ),
                 first,
                 max(height, width),
                 self.free_memory,

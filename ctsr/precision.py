@@ -1,12 +1,12 @@
 """Which dtype a device computes in."""
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
@@ -42,13 +42,17 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 @contextmanager
 def in_fp32(module: nn.Module) -> Generator[None, None, None]:
     """`module` computes in fp32 inside, and is afterwards what it was, to the bit, also one of several dtypes."""
-    tensors = list(chain(module.parameters(), module.buffers()))
-    dtypes = [tensor.dtype for tensor in tensors]
-    for tensor in tensors:
+    dtypes = {name: tensor.dtype for name, tensor in tensors_of(module)}
+    for _, tensor in tensors_of(module):
         if tensor.is_floating_point():
             tensor.data = tensor.data.float()
     try:
         yield
     finally:
-        for tensor, dtype in zip(tensors, dtypes, strict=True):
-            tensor.data = tensor.data.to(dtype)
+        for name, tensor in tensors_of(module):  # by name: hooks of offloading have put others in their place
+            tensor.data = tensor.data.to(dtypes[name])
+
+
+def tensors_of(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by name."""
+    return chain(module.named_parameters(), module.named_buffers())

@@ -10,7 +10,7 @@ KIND = "ctsr"
 BUILT_IN = "ctsr-mini (built-in)"
 SUFFIX = ".safetensors"
 INDEX = "model_index.json"
-REMEDY = f"Put the file into models/{KIND}, then refresh the browser (R)."
+REMEDY = f"put the file into models/{KIND} and refresh the browser (R)"
 
 
 def register_folder() -> None:
@@ -49,7 +49,7 @@ def find(checkpoint: str) -> Path | None:
     candidates = (Path(root) / checkpoint for root in folder_paths.get_folder_paths(KIND))
     path = next((path for path in candidates if path.is_file() or (path / INDEX).is_file()), None)
     if path is None:
-        raise ValueError(f"checkpoint {checkpoint!r} is no longer there. {REMEDY}")
+        raise ValueError(f"checkpoint {checkpoint!r} is no longer there: choose another, or {REMEDY}.")
     return path
 
 

@@ -14,20 +14,33 @@ ENDS = "0 (most realistic) to 1 (most faithful)"
 
 def check_dial(name: str, value: float) -> None:
     """Raises ValueError for a t outside [0, 1] or not a number."""
-    if not 0 <= value <= 1:
+    if not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{name} is {value}: give a number from {ENDS}.")
 
 
-def check_range(name: str, value: int | float, low: int | float, high: int | float) -> None:
+def check_number(name: str, value: float, low: float, high: float) -> None:
     """Raises ValueError for a value outside [low, high] or not a number."""
-    if not low <= value <= high:
+    if not (is_number(value) and low <= value <= high):
         raise ValueError(f"{name} is {value}: give a number from {low} to {high}.")
 
 
+def whole(name: str, value: float, low: int, high: int) -> int:
+    """`value` as a whole number, as 100.0 over a link is; raises ValueError for another or one outside [low, high]."""
+    if not (is_number(value) and low <= value <= high and value == int(value)):
+        raise ValueError(f"{name} is {value}: give a whole number from {low} to {high}.")
+    return int(value)
+
+
+def is_number(value: object) -> bool:
+    """Whether it can be compared with one; NaN is then outside every range."""
+    return isinstance(value, (int, float))
+
+
 def check_choice(name: str, value: str, choices: Sequence[str], remedy: str = "") -> None:
-    """Raises ValueError for a value that is none of the choices."""
+    """Raises ValueError for a value that is none of the choices; `remedy` is what else can be done."""
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}. {remedy}".rstrip())
+        other = f"; or {remedy}" if remedy else ""
+        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}{other}.")
 
 
 def split_image(image: Tensor) -> tuple[Tensor, Tensor | None]:

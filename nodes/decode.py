@@ -10,8 +10,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import check_choice, check_samples
-from .inputs import COLOR_FIXES, color_fix_input, tile_input
+from .checks import check_choice, check_samples, whole
+from .inputs import COLOR_FIXES, LARGEST_TILE, color_fix_input, tile_input
 from .values import Origin, origin_of
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class TiledVAEDecode(io.ComfyNode):
     @classmethod
     def execute(cls, vae: host.CTSRVAE, latent: dict[str, Any], tile: int, color_fix: str) -> io.NodeOutput:
         model = model_of(vae)
+        tile = whole("tile", tile, 0, LARGEST_TILE)
         samples: Tensor = latent["samples"]
         check_samples(samples, model.latent_channels)
         origin = origin_of(latent, model.model_id, model.pipeline.pad_multiple)

@@ -7,8 +7,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import check_range, split_image
-from .inputs import LARGEST_SIDE, model_input, scale_input, tile_input
+from .checks import check_number, split_image, whole
+from .inputs import LARGEST_SCALE, LARGEST_SIDE, LARGEST_TILE, SMALLEST_SCALE, model_input, scale_input, tile_input
 from .values import Origin, make_latent
 
 DEFAULT_TIMESTEP = -1
@@ -66,9 +66,11 @@ class TimeAwareEncode(io.ComfyNode):
         seed: int,
         tile: int,
     ) -> io.NodeOutput:
-        check_range("timestep", timestep, DEFAULT_TIMESTEP, LAST_TIMESTEP)
+        timestep = whole("timestep", timestep, DEFAULT_TIMESTEP, LAST_TIMESTEP)
+        seed = whole("seed", seed, 0, LARGEST_SEED)
+        tile = whole("tile", tile, 0, LARGEST_TILE)
         rgb, alpha = split_image(image)
-        size = target_size(rgb, scale, width, height)
+        size = target_size(rgb, scale, whole("width", width, 0, LARGEST_SIDE), whole("height", height, 0, LARGEST_SIDE))
         own = None if timestep == DEFAULT_TIMESTEP else timestep
         samples, origin = encode(model, rgb, alpha, size, own, seed, tile, host.Bar(len(rgb), ["encode"]))
         return io.NodeOutput(make_latent(samples, origin))
@@ -83,6 +85,7 @@ def target_size(rgb: Tensor, scale: float, width: int, height: int) -> tuple[int
     from ..ctsr.batch import check_room
     from ..ctsr.pipeline_ctsr import check_size, output_size
 
+    check_number("scale", scale, SMALLEST_SCALE, LARGEST_SCALE)
     h, w = rgb.shape[-2:]
     if width or height:
         size = (height or max(1, round(h * width / w)), width or max(1, round(w * height / h)))

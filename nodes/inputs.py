@@ -8,6 +8,8 @@ Ends = io.Custom("CTSR_ENDPOINTS")
 COLOR_FIXES = ["none", "wavelet", "adain"]
 LARGEST_TILE = 8192
 LARGEST_SIDE = 65536
+SMALLEST_SCALE = 0.1
+LARGEST_SCALE = 16.0
 ENDS_OF_T = "0 = most realistic (invents fine detail), 1 = most faithful (keeps to the picture)."
 
 
@@ -35,8 +37,8 @@ def scale_input() -> io.Input:
     return io.Float.Input(
         "scale",
         default=4.0,
-        min=0.1,
-        max=16.0,
+        min=SMALLEST_SCALE,
+        max=LARGEST_SCALE,
         step=0.1,
         tooltip="Side of the result / side of the picture, from 0.1 to 16. The checkpoints are trained for 4.",
     )

@@ -6,9 +6,9 @@ import torch
 from comfy_api.latest import io
 
 from . import host
-from .checks import check_choice, check_range
+from .checks import check_choice, whole
 from .decode import decode, model_of
-from .inputs import COLOR_FIXES, Ends, color_fix_input, tile_input
+from .inputs import COLOR_FIXES, LARGEST_TILE, Ends, color_fix_input, tile_input
 from .values import HostEndpoints
 
 MOST = 21
@@ -50,7 +50,7 @@ class CTSRSweep(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..ctsr.families import blend
 
-        check_range("count", count, 2, MOST)
+        count, tile = whole("count", count, 2, MOST), whole("tile", tile, 0, LARGEST_TILE)
         check_choice("color_fix", color_fix, COLOR_FIXES)
         model, origin = model_of(vae), endpoints.origin
         if origin.model_id != model.model_id:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 from torch import Tensor
 
-from .checks import check_dial, check_mask, check_range
+from .checks import check_dial, check_mask, whole
 from .inputs import Ends, dial_input
 from .masks import dial_map, is_placeholder
 from .values import HostEndpoints, make_latent
+
+logger = logging.getLogger(__name__)
 
 LARGEST_FEATHER = 1024
 
@@ -54,8 +58,10 @@ class TradeoffT(io.ComfyNode):
 
         check_dial("t", t)
         check_dial("t_inside", t_inside)
-        check_range("feather", feather, 0, LARGEST_FEATHER)
+        feather = whole("feather", feather, 0, LARGEST_FEATHER)
         ends, origin = endpoints.ends, endpoints.origin
+        if ends.delta is None:
+            logger.warning("%s has no dial, or none at a timestep set by hand: t changes nothing.", origin.model_id)
         dial: float | Tensor = t
         if mask is not None and not is_placeholder(mask):
             seen = origin.reference

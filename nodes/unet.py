@@ -9,8 +9,8 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import check_samples
-from .inputs import Ends, model_input, tile_input
+from .checks import check_samples, whole
+from .inputs import LARGEST_TILE, Ends, model_input, tile_input
 from .values import HostEndpoints, Origin, origin_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class OneStepSRUNet(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: host.HostModel, latent: dict[str, Any], tile: int) -> io.NodeOutput:
+        tile = whole("tile", tile, 0, LARGEST_TILE)
         samples: Tensor = latent["samples"]
         check_samples(samples, model.latent_channels, model.pipeline.pad_multiple // 8)
         origin = origin_of(latent, model.model_id, model.pipeline.pad_multiple)
@@ -58,10 +59,11 @@ def restore(
     check_tile(tile, None)
     pipe = model.pipeline
     encodes = [samples] if origin.second is None else [samples, origin.second]
-    if len(encodes) != len(pipe.family.encoder_timesteps):
+    needed = len(pipe.family.encoder_timesteps) if origin.timestep is None else 1
+    if len(encodes) != needed:
         raise ValueError(
-            f"{model.model_id} takes {len(pipe.family.encoder_timesteps)} encodes of a picture, but latent brings "
-            f"{len(encodes)}: connect TimeAwareEncode directly."
+            f"{model.model_id} takes {needed} encodes of a picture, but latent brings {len(encodes)}: connect "
+            "TimeAwareEncode directly."
         )
     height, width = (side * 8 for side in samples.shape[-2:])
     host.load(model.unet, networks.unet(pipe.unet, 0, None), height, width, tile)

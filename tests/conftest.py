@@ -1,10 +1,12 @@
 """Tiny models with seeded weights: a mini and an SD-shaped pipeline that run in milliseconds."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
@@ -15,6 +17,9 @@ from ctsr import (
     TimeAwareAutoencoderMini,
     TimeConditionedUNetMini,
 )
+from tests.checkpoints import TINY_UNET, TINY_VAE, save_folder
+
+PROMPT_LENGTH = 77  # tokens
 
 
 def seeded(model: nn.Module, seed: int) -> nn.Module:
@@ -105,3 +110,71 @@ def tiny_mini_file(tiny_mini: CTSRPipeline, tmp_path_factory: pytest.TempPathFac
     path = tmp_path_factory.mktemp("weights") / "tiny-mini.safetensors"
     tiny_mini.save_single_file(path, dtype=torch.float32)
     return path
+
+
+def byte_characters() -> list[str]:
+    """CLIP's printable stand-ins for the 256 bytes, in the order of its vocabulary ("!" is the first)."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
+
+
+def vocabulary() -> dict[str, int]:
+    """Bytes, bytes that end a word, one merge, and the two special tokens last, as in CLIP's own."""
+    characters = byte_characters()
+    words = [*characters, *(character + "</w>" for character in characters), "ca", "cat</w>"]
+    return {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
+
+
+def write_tokenizer(tokenizer: Path, vocab: dict[str, int]) -> None:
+    """A CLIP tokenizer in the files' true formats."""
+    tokenizer.mkdir()
+    (tokenizer / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (tokenizer / "merges.txt").write_text("#version: 0.2\nc a\nca t</w>\n", encoding="utf-8")
+    marks = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"}
+    kept = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    special = {name: {"content": content, **kept} for name, content in marks.items()}
+    (tokenizer / "special_tokens_map.json").write_text(json.dumps({**special, "pad_token": "!"}), encoding="utf-8")
+    config = {name: {"__type": "AddedToken", **token} for name, token in special.items()}
+    config |= {"add_prefix_space": False, "do_lower_case": True, "errors": "replace", "model_max_length": PROMPT_LENGTH}
+    config |= {"pad_token": "<|endoftext|>", "tokenizer_class": "CLIPTokenizer"}
+    (tokenizer / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def text_encoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tokenizer/ and text_encoder/ of a tiny Stable Diffusion folder; do not change it."""
+    transformers = pytest.importorskip("transformers")
+    folder, vocab = tmp_path_factory.mktemp("text-encoder"), vocabulary()
+    write_tokenizer(folder / "tokenizer", vocab)
+    shape = transformers.CLIPTextConfig(
+        vocab_size=len(vocab),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=PROMPT_LENGTH,
+        bos_token_id=vocab["<|startoftext|>"],
+        eos_token_id=vocab["<|endoftext|>"],
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    transformers.CLIPTextModel(shape).save_pretrained(folder / "text_encoder")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd21() -> tuple[UNet2DConditionModel, AutoencoderKL]:
+    """UNet and autoencoder of Stable Diffusion 2.x's shape, tiny; do not change them."""
+    unet, vae = UNet2DConditionModel(**TINY_UNET), AutoencoderKL(**TINY_VAE)
+    return seeded(unet, 11), seeded(vae, 12)
+
+
+@pytest.fixture(scope="session")
+def sd21_folder(
+    sd21: tuple[UNet2DConditionModel, AutoencoderKL],
+    text_encoder_folder: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """These two as a Stable Diffusion folder with a tiny text encoder; do not change it."""
+    return save_folder(tmp_path_factory.mktemp("sd21") / "stable-diffusion-2-1-base", *sd21, text_encoder_folder)

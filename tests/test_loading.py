@@ -1,6 +1,8 @@
 """Single files and folders: what comes back is what was saved, and what cannot be read says so in one sentence."""
 
 import json
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +30,11 @@ def result(pipeline: CTSRPipeline) -> Tensor:
 
 
 def rewrite(source: Path, target: Path, change) -> Path:
-    """A copy of a single file with its tensors and metadata changed."""
+    """A copy of a single file with its tensors and metadata changed, and no checksum, as the first files had none."""
     tensors = load_file(source)
     with safe_open(source, framework="pt") as file:
         metadata = file.metadata()
+    del metadata["checksum"]
     change(tensors, metadata)
     save_file(tensors, target, metadata=metadata)
     return target
@@ -82,6 +85,71 @@ def test_folder_in_a_fresh_process(tiny_sd, tmp_path):
         [sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.stdout.split()[-1:] == ["TimeAwareAutoencoderKL"], done.stderr
+
+
+BY_PATH = """
+import importlib, importlib.util, sys
+from pathlib import Path
+
+name, root, *folders = sys.argv[1:]
+spec = importlib.util.spec_from_file_location(name, f"{root}/__init__.py", submodule_search_locations=[root])
+sys.modules[name] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules[name])
+load_pipeline = importlib.import_module(name + ".ctsr.loading").load_pipeline
+assert "ctsr" not in sys.modules
+
+import torch
+
+x = torch.load("picture.pt")
+for folder in folders:
+    pipeline = load_pipeline(folder, torch.float32)
+    print(type(pipeline.unet).__name__, type(pipeline.vae).__module__)
+    torch.save(pipeline(x, t=0.3, output_type="pt").images, Path(folder, "result.pt"))
+"""
+
+
+def test_a_folder_loads_when_the_package_goes_by_another_name(tiny_mini, tiny_sd, tmp_path):
+    """As inside ComfyUI; the names of modules in model_index.json lead nowhere there."""
+    pipelines = {"tiny-mini": tiny_mini, "tiny-sd": tiny_sd}
+    for folder, pipeline in pipelines.items():
+        pipeline.save_pretrained(tmp_path / folder)
+    torch.save(picture(), tmp_path / "picture.pt")
+    command = [sys.executable, "-c", BY_PATH, "made-up name", str(ROOT), *pipelines]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "TimeConditionedUNetMini made-up name.ctsr.models.autoencoder_mini",
+        "UNet2DConditionModel made-up name.ctsr.models.autoencoder_kl_time_aware",
+    ]
+    for folder, pipeline in pipelines.items():
+        assert (torch.load(tmp_path / folder / "result.pt") - result(pipeline)).abs().max() < 1e-5
+
+
+def test_a_component_of_an_unknown_class_is_refused(tiny_sd, tmp_path):
+    tiny_sd.save_pretrained(tmp_path)
+    index = tmp_path / "model_index.json"
+    index.write_text(index.read_text(encoding="utf-8").replace("UNet2DConditionModel", "FutureUNet"), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="unet is a FutureUNet, which cannot be loaded: use one of") as caught:
+        load_pipeline(tmp_path)
+    assert "UNet2DConditionModel" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_part_of_a_folder_is_not_looked_for_on_a_hub(tiny_mini, tmp_path, monkeypatch):
+    """A path of two parts, such as folder/unet, could be a name there."""
+    tiny_mini.save_pretrained(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "saved" / "unet")
+    monkeypatch.chdir(tmp_path)
+    opened: list[object] = []
+
+    def refuse(*address: object, **_options: object) -> None:
+        opened.append(address)
+        raise OSError("a test without a network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises(CheckpointError, match="unet is missing; fetch the whole folder again"):
+        load_pipeline("saved")
+    assert not opened
 
 
 def test_three_routes(tiny_mini, tiny_mini_file, tmp_path, monkeypatch):
@@ -231,7 +299,7 @@ def test_merged_adapters_leave_a_plain_file(make_sd, tmp_path):
     pipeline.save_single_file(merged, dtype=torch.float32)
     make_sd().save_single_file(plain, dtype=torch.float32)
     with safe_open(merged, framework="pt") as file, safe_open(plain, framework="pt") as other:
-        assert file.metadata() == other.metadata()
+        assert file.metadata()["config"] == other.metadata()["config"]
         assert set(file.keys()) == set(other.keys())
     loaded = CTSRPipeline.from_single_file(merged, torch_dtype=torch.float32)
     torch.testing.assert_close(result(loaded), unmerged, rtol=0, atol=1e-4)

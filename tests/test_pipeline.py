@@ -66,6 +66,25 @@ def test_the_steps_make_up_the_call(pipeline):
     assert torch.equal(x, picture())  # the input is left alone
 
 
+def test_the_unscaled_steps_differ_by_the_factor_alone(pipeline):
+    x, s = picture(), pipeline.scaling_factor
+    (unscaled,) = pipeline.encode_unscaled(x, 68, 88)
+    (scaled,) = pipeline.encode(x, 68, 88).latents
+    assert torch.equal(unscaled * s, scaled)
+    for options in ((None,), ((68, 88), x, "wavelet")):
+        assert torch.equal(pipeline.decode_unscaled(scaled / s, *options), pipeline.decode(scaled, *options))
+    assert torch.equal(scaled, pipeline.encode(x, 68, 88).latents[0])  # decoding leaves it alone
+
+
+def test_one_unscaled_latent_an_encoder_timestep(osediff):
+    tadsr = CTSRPipeline(osediff.vae, osediff.unet, osediff.prompt_embeddings, family="tadsr")
+    unscaled, scaled = tadsr.encode_unscaled(picture(), 68, 88), tadsr.encode(picture(), 68, 88).latents
+    assert len(unscaled) == len(scaled) == 2
+    assert (unscaled[0] - unscaled[1]).abs().max() > 1e-4
+    for one, other in zip(unscaled, scaled, strict=True):
+        assert torch.equal(one * tadsr.scaling_factor, other)
+
+
 def test_the_dial_changes_the_picture(pipeline):
     ends = [run(pipeline, picture(), t=t, color_fix="none") for t in (0, 0.5, 1)]
     assert (ends[0] - ends[2]).abs().max() > 0.01
@@ -244,7 +263,7 @@ def test_what_does_not_fit_the_checkpoint(tiny_sd, osediff):
     assert run(plain, picture(4, 4)).shape == (1, 3, 16, 16)
     with pytest.raises(ValueError, match="leave it None"):
         run(plain, picture(), timestep=3)
-    with pytest.raises(ValueError, match="cannot load yet"):
+    with pytest.raises(ValueError, match="pass unet_variant"):
         CTSRPipeline(tiny_sd.vae, tiny_sd.unet, family="pisa")
     with pytest.raises(ValueError, match="Unknown family"):
         CTSRPipeline(tiny_sd.vae, tiny_sd.unet, family="new")
@@ -255,8 +274,9 @@ def test_what_does_not_fit_the_checkpoint(tiny_sd, osediff):
 def test_two_timesteps(osediff):
     tadsr = CTSRPipeline(osediff.vae, osediff.unet, osediff.prompt_embeddings, family="tadsr")
     assert (run(tadsr, picture(), t=0) - run(tadsr, picture(), t=1)).abs().max() > 1e-4
-    with pytest.raises(ValueError, match="cannot be set"):
-        run(tadsr, picture(), timestep=100)
+    one = run(tadsr, picture(), timestep=100)
+    assert torch.equal(one, run(tadsr, picture(), timestep=100, t=1))
+    assert (one - run(tadsr, picture(), timestep=500, t=1)).abs().max() > 1e-4
 
 
 # --------------------------------------------------------------------------------------- callback and cancel
@@ -296,6 +316,25 @@ def test_neither_batch_place_nor_history_changes_a_bit(pipeline):
     run(pipeline, picture(40, 23, seed=2), tile=128)
     torch.manual_seed(7)
     assert torch.equal(run(pipeline, x), alone)
+
+
+@pytest.mark.parametrize(("height", "width"), [(68, 88), (9, 11)])
+def test_resize_gives_the_same_bits_whatever_the_strides(height, width):
+    x = picture(batch=2)
+    wide = torch.zeros(2, 3, 17, 40)
+    wide[..., 5:27] = x
+    laid_out = {
+        "channels last": x.contiguous(memory_format=torch.channels_last),
+        "a host's IMAGE": x.movedim(1, -1).contiguous().movedim(-1, 1),
+        "rows and columns swapped": x.mT.contiguous().mT,
+        "a window": wide[..., 5:27],
+    }
+    expected = pipeline_ctsr.resize(x, height, width)
+    for layout, same in laid_out.items():
+        assert same.stride() != x.stride()
+        resized = pipeline_ctsr.resize(same, height, width)
+        assert torch.equal(resized, expected), layout
+        assert resized.stride() == expected.stride(), layout  # else what sums over it rounds in another order
 
 
 @pytest.mark.parametrize("make", ["make_mini", "make_sd"])
@@ -420,3 +459,18 @@ def test_out_of_memory_takes_smaller_tiles_and_says_so(make_mini, limit, caplog)
         out = run(pipeline, x)
     assert "trying again with tiles of" in caplog.text
     assert (out - whole).abs().max() <= 1e-5
+
+
+def test_a_host_frees_memory_before_every_further_try(make_mini):
+    pipeline = make_mini()
+    freed: list[str] = []
+    pipeline.free_memory = lambda: freed.append("freed")
+    run(pipeline, picture(20, 20))
+    assert not freed
+    pipeline.vae.decoder = Starved(pipeline.vae.decoder, 0)
+    with pytest.raises(TileMemoryError):
+        run(pipeline, picture(20, 20))  # 80 pixels: untiled and no step of the ladder below
+    assert not freed
+    with pytest.raises(TileMemoryError):
+        run(pipeline, picture(100, 100))  # untiled, 48 and 32 cells
+    assert freed == ["freed"] * 2

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -334,6 +335,40 @@ def test_smaller_tiles_until_it_fits(error: Exception, caplog: pytest.LogCapture
     assert "96" in messages[0]
     assert "96" in messages[1]
     assert "64" in messages[1]
+
+
+def test_memory_is_freed_between_two_tries_and_at_no_other_time():
+    events: list[str] = []
+
+    def run(tile: int | None, enough: int) -> None:
+        events.append(f"run {tile}")
+        if tile is None or tile > enough:
+            raise MemoryError
+
+    def free() -> None:
+        events.append("free")
+
+    run_with_smaller_tiles(lambda tile: run(tile, 48), None, 100, free)
+    assert events == ["run None", "free", "run 96", "free", "run 64", "free", "run 48"]
+    events.clear()
+    run_with_smaller_tiles(lambda tile: run(tile, 48), 32, 100, free)
+    assert events == ["run 32"]
+    events.clear()
+    with pytest.raises(TileMemoryError):
+        run_with_smaller_tiles(lambda tile: run(tile, 0), 48, 100, free)
+    assert events == ["run 48", "free", "run 32"]
+
+
+def test_memory_is_freed_outside_of_the_handler():
+    """While the error is handled, its traceback holds the tensors of the failed run."""
+    handled: list[object] = []
+
+    def run(tile: int | None) -> None:
+        if tile != 32:
+            raise MemoryError
+
+    run_with_smaller_tiles(run, 64, 500, lambda: handled.append(sys.exc_info()[0]))
+    assert handled == [None, None]
 
 
 def test_real_allocator_failure_is_recognised():

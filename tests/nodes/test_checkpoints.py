@@ -127,7 +127,7 @@ def test_registering_twice_changes_nothing(host, checkpoints):
 def test_an_unknown_name_is_refused_with_where_to_put_it(checkpoints, own, name):
     put(own.parent / "secret.safetensors")
     put_folder(own / "big")
-    with pytest.raises(ValueError, match=r"^checkpoint is .*: choose one of .*models/ctsr, then refresh") as refusal:
+    with pytest.raises(ValueError, match=r"^checkpoint is .*: choose one of .*models/ctsr and refresh") as refusal:
         checkpoints.find(name)
     assert repr(name) in str(refusal.value)
     assert "\n" not in str(refusal.value)

@@ -25,22 +25,36 @@ def test_the_dial_goes_from_0_to_1(checks, t):
     checks.check_dial("t", t)
 
 
-@pytest.mark.parametrize("t", [-1e-9, 1.0000001, 9, NAN, INF, -INF])
+@pytest.mark.parametrize("t", [-1e-9, 1.0000001, 9, NAN, INF, -INF, "0.5", None])
 def test_a_dial_outside_is_refused(checks, t):
     with pytest.raises(ValueError, match=r"^t_inside is .*: give a number from 0 \(most realistic\) to 1") as refusal:
         checks.check_dial("t_inside", t)
     assert str(t) in sentence(refusal)
 
 
-@pytest.mark.parametrize("value", [0, 1024, 3.5])
+@pytest.mark.parametrize("value", [0.1, 16, 3.5])
 def test_a_range_holds_its_ends(checks, value):
-    checks.check_range("feather", value, 0, 1024)
+    checks.check_number("scale", value, 0.1, 16.0)
 
 
-@pytest.mark.parametrize("value", [-1, 1025, NAN, INF])
+@pytest.mark.parametrize("value", [0, 16.1, NAN, INF, "4", None])
 def test_values_outside_a_range_are_refused(checks, value):
-    with pytest.raises(ValueError, match=r"^feather is .*: give a number from 0 to 1024") as refusal:
-        checks.check_range("feather", value, 0, 1024)
+    with pytest.raises(ValueError, match=r"^scale is .*: give a number from 0.1 to 16") as refusal:
+        checks.check_number("scale", value, 0.1, 16.0)
+    sentence(refusal)
+
+
+@pytest.mark.parametrize("value", [0, 1024, 100.0])
+def test_whole_numbers_are_taken_also_as_floats(checks, value):
+    whole = checks.whole("feather", value, 0, 1024)
+    assert whole == value
+    assert isinstance(whole, int)
+
+
+@pytest.mark.parametrize("value", [-1, 1025, 0.5, NAN, INF, "4", None])
+def test_what_is_no_whole_number_in_the_range_is_refused(checks, value):
+    with pytest.raises(ValueError, match=r"^feather is .*: give a whole number from 0 to 1024") as refusal:
+        checks.whole("feather", value, 0, 1024)
     sentence(refusal)
 
 
@@ -49,8 +63,8 @@ def test_choices(checks):
     with pytest.raises(ValueError, match="color_fix is 'Adain': choose one of none, adain") as refusal:
         checks.check_choice("color_fix", "Adain", ["none", "adain"])
     sentence(refusal)
-    with pytest.raises(ValueError, match=r"choose one of a\. Put it there\.$"):
-        checks.check_choice("checkpoint", "b", ["a"], "Put it there.")
+    with pytest.raises(ValueError, match=r"choose one of a; or put it there\.$"):
+        checks.check_choice("checkpoint", "b", ["a"], "put it there")
 
 
 # ----------------------------------------------------------------------------------------------------------- images

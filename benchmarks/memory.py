@@ -1,23 +1,42 @@
-"""Peak resident memory of the mini, each size in a process of its own.
+"""Peak resident memory, each size in a process of its own.
 
-python benchmarks/memory.py table            peak for results of 2K, 4K and 8K
-python benchmarks/memory.py table --stages   numbers alive a pixel in each network, untiled (for `networks.memory`)
+python -m benchmarks.memory table                    the mini: peak for results of 2K, 4K and 8K
+python -m benchmarks.memory table --shape sd-narrow  an SD-shaped pipeline an eighth as wide, in 2 GiB (for 16)
+python -m benchmarks.memory table --stages           numbers alive a pixel in each network, untiled (`networks.memory`)
+python -m benchmarks.memory table --stages --shape sd21 --side 512
 """
 
 import resource
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from enum import Enum
+from typing import Annotated, Any
 
 import torch
 import typer
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from ctsr import CTSRPipeline, networks
+from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, networks, tiling
+from training.base import SD21_UNET, SD21_VAE
 
 SIZES = {"2K": (270, 480), "4K": (540, 960), "8K": (1080, 1920)}  # of the input, a quarter of the result
+NARROW = 8
+"""sd-narrow's widths are those of SD 2.1 divided by this."""
+NARROW_MEMORY = 2 * 2**30
 app = typer.Typer()
+
+
+class Shape(str, Enum):
+    """Which networks."""
+
+    mini = "mini"
+    sd21 = "sd21"
+    narrow = "sd-narrow"
+
+
+ShapeOption = Annotated[Shape, typer.Option(help="sd21 and sd-narrow have random weights")]
 
 
 def peak() -> float:
@@ -25,11 +44,31 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def narrow(shape: Any) -> dict[str, Any]:
+    """Arguments of a network `NARROW` times narrower."""
+    widths = tuple(width // NARROW for width in shape["block_out_channels"])
+    return {**shape, "block_out_channels": widths, "norm_num_groups": 8}
+
+
+def build(shape: Shape, precision: str) -> CTSRPipeline:
+    """A pipeline of that shape; fp32 unless the precision is auto."""
+    if shape is Shape.mini:
+        return CTSRPipeline.mini(torch.float32 if precision == "fp32" else "auto")
+    unet, vae = dict(SD21_UNET), dict(SD21_VAE)
+    if shape is Shape.narrow:
+        unet, vae = narrow(unet), narrow(vae)
+    prompt = PromptEmbeddings.from_embeds(torch.zeros(1, 77, unet["cross_attention_dim"]))
+    return CTSRPipeline(
+        TimeAwareAutoencoderKL(**vae).eval(), UNet2DConditionModel(**unet).eval(), prompt, family="osediff"
+    )
+
+
 @app.command()
-def picture(height: int, width: int, precision: str = "auto") -> None:
+def picture(height: int, width: int, precision: str = "auto", shape: ShapeOption = Shape.mini) -> None:
     """One picture through `__call__`; prints the peak and what the picture's own buffers come to."""
-    dtype = torch.float32 if precision == "fp32" else "auto"
-    pipeline = CTSRPipeline.mini(dtype)
+    pipeline = build(shape, precision)
+    if shape is Shape.narrow:
+        tiling.total_memory = lambda device: NARROW_MEMORY
     loaded = peak()
     pipeline(torch.rand(1, 3, height, width), t=0.5, output_type="pil")
     buffer = 16 * height * width * 3 * 4 / 2**20
@@ -37,15 +76,16 @@ def picture(height: int, width: int, precision: str = "auto") -> None:
 
 
 @app.command()
-def stage(name: str, side: int = 2048) -> None:
+def stage(name: str, side: int = 2048, shape: ShapeOption = Shape.mini) -> None:
     """One network untiled; prints the numbers alive a pixel beyond input and output."""
-    pipeline = CTSRPipeline.mini()
+    pipeline = build(shape, "auto")
     channels = pipeline.vae.config["latent_channels"]
     latents = torch.zeros(1, channels, side // 8, side // 8, dtype=pipeline.vae.dtype)
     picture = torch.zeros(1, 3, side, side, dtype=pipeline.vae.dtype)
+    embeds = None if pipeline.prompt_embeddings is None else pipeline.prompt_embeddings(1)
     inputs: dict[str, tuple[networks.Network, Tensor]] = {
         "encode": (networks.encoder(pipeline.vae, 999), picture),
-        "unet": (networks.unet(pipeline.unet, 999, None), latents),
+        "unet": (networks.unet(pipeline.unet, 999, embeds), latents),
         "decode": (networks.decoder(pipeline.vae), latents),
     }
     network, x = inputs[name]
@@ -54,17 +94,23 @@ def stage(name: str, side: int = 2048) -> None:
     before = peak()
     out = run(x)
     working = (peak() - before) * 2**20 - out.numel() * out.element_size()
-    print(f"{name}: {working / side**2 / out.element_size():.0f} numbers a pixel")
+    alive, predicted = working / side**2 / out.element_size(), network.bytes_per_pixel / out.element_size()
+    print(f"{name}: {alive:.0f} numbers a pixel, predicted {predicted:.0f}")
 
 
 @app.command()
-def table(stages: Annotated[bool, typer.Option(help="per network instead of per picture")] = False) -> None:
+def table(
+    stages: Annotated[bool, typer.Option(help="per network instead of per picture")] = False,
+    shape: ShapeOption = Shape.mini,
+    side: Annotated[int, typer.Option(help="pixels, of the picture for --stages")] = 2048,
+) -> None:
     """Runs the others in fresh processes."""
-    runs = [["stage", s] for s in ("encode", "unet", "decode")]
+    runs = [["stage", s, "--side", str(side)] for s in ("encode", "unet", "decode")]
     if not stages:
         runs = [["picture", str(h), str(w)] for h, w in SIZES.values()]
     for arguments in runs:
-        subprocess.run([sys.executable, __file__, *arguments], check=True)
+        command = [sys.executable, "-m", "benchmarks.memory", *arguments, "--shape", shape.value]
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

@@ -587,15 +587,10 @@ def memory_rows(model: Model, options: Options, size: tuple[int, int]) -> Iterat
 def stage_memory(network: Network, height: int, width: int, tile: int, device: torch.device) -> str:
     """Predicted working memory of a network over height x width latents, and its tiles."""
     from . import networks
-    from .tiling import PIXELS_PER_CELL, working_memory
 
-    side = networks.choose_tile(network, height, width, tile, device)
-    if side is None:
-        return f"{working_memory(height, width, network.bytes_per_pixel) / 2**20:.0f} MiB, untiled"
-    read = side + 2 * (network.halo or 0)
-    need = working_memory(min(read, height), min(read, width), network.bytes_per_pixel)
-    kind = "blended" if network.halo is None else f"halo {network.halo * PIXELS_PER_CELL}"
-    return f"{need / 2**20:.0f} MiB, tiles of {side * PIXELS_PER_CELL} pixels ({kind})"
+    side, memory = networks.choose_tile(network, height, width, tile, device), networks.work_memory(device)
+    need = networks.predicted_memory(network, height, width, side, memory)
+    return f"{need / 2**20:.0f} MiB, {networks.describe_tiles(network, height, width, side, memory)}"
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The three networks of a pipeline as functions that can be tiled: encoder, UNet, decoder, mini or SD.
 
-What a network needs for tiling is read from the model: a model with a receptive radius (`encoder_halo`, `halo`,
-`decoder_halo`) is tiled by halo and crop, exactly; one without normalises over space, and its tiles are blended.
+What a network needs for tiling is read from the model: one with a receptive radius (`encoder_halo`, `halo`,
+`decoder_halo`) is tiled by halo and crop, exactly. Stable Diffusion's autoencoder, which normalises over space, is
+run in `staged`'s ways. Tiles of any other, such as Stable Diffusion's UNet, are blended.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,12 @@ from itertools import chain
 from typing import Any, cast
 
 import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from . import tiling
+from . import staged, tiling
 from .families import Timestep
+from .stages import Stages, decoder_stages, encoder_stages, has_stages, reach
 from .tiling import PIXELS_PER_CELL
 
 SMALLEST_TILE = tiling.TILE_LADDER[-1] * PIXELS_PER_CELL // 2
@@ -29,9 +32,10 @@ class Network:
         call: [B, C, h * read_scale, w * read_scale] -> [B, C', h * write_scale, w * write_scale], the module's dtype.
         read_scale: input samples a latent on each side.
         write_scale: output samples a latent on each side.
-        halo: latents around a tile that its result depends on; None for a network that normalises over space.
+        halo: latents around a tile that its result depends on; None for one whose tiles are blended.
         align: latents that a tile's position and size must be multiples of.
         bytes_per_pixel: working memory a pixel of the picture, without input and output.
+        stages: the same network in stages, if it is one that `staged` runs.
     """
 
     module: nn.Module
@@ -41,6 +45,7 @@ class Network:
     halo: int | None
     align: int
     bytes_per_pixel: float
+    stages: Stages = ()
 
     @property
     def module_dtype(self) -> torch.dtype:
@@ -90,16 +95,25 @@ def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
         encoded = cast(Any, vae).encode(working(vae, x), **known)
         return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
-    halo = cells_of(getattr(vae, "encoder_halo", None))
-    return Network(vae, call, PIXELS_PER_CELL, 1, halo, 1, memory(vae, "encode"))
+    stages = encoder_stages(cast(AutoencoderKL, vae), timestep) if has_stages(vae) else ()
+    halo = tiles_halo(stages) if stages else cells_of(getattr(vae, "encoder_halo", None))
+    return Network(vae, call, PIXELS_PER_CELL, 1, halo, 1, memory(vae, "encode"), stages)
 
 
 def decoder(vae: nn.Module) -> Network:
     """Unscaled latents -> picture in about [-1, 1]."""
-    halo = cells_of(getattr(vae, "decoder_halo", None))
-    return Network(
-        vae, lambda z: cast(Any, vae).decode(working(vae, z)).sample, 1, PIXELS_PER_CELL, halo, 1, memory(vae, "decode")
-    )
+
+    def call(z: Tensor) -> Tensor:
+        return cast(Any, vae).decode(working(vae, z)).sample
+
+    stages = decoder_stages(cast(AutoencoderKL, vae)) if has_stages(vae) else ()
+    halo = tiles_halo(stages) if stages else cells_of(getattr(vae, "decoder_halo", None))
+    return Network(vae, call, 1, PIXELS_PER_CELL, halo, 1, memory(vae, "decode"), stages)
+
+
+def tiles_halo(stages: Stages) -> int:
+    """Latents that the stages which may be tiled reach; the one at the latents' resolution never is."""
+    return reach(tuple(stage for stage in stages if stage.scale > 1))
 
 
 def unet(module: nn.Module, timestep: Timestep, prompt_embeds: Tensor | None) -> Network:
@@ -140,22 +154,81 @@ def choose_tile(network: Network, height: int, width: int, tile: int, device: to
     return tiling.choose_tile(height, width, network.bytes_per_pixel, total, margin=network.halo or 0)
 
 
+def work_memory(device: torch.device) -> float:
+    """Bytes of a device that one pass of a network may work in."""
+    return tiling.MEMORY_SHARE * tiling.total_memory(device)
+
+
+def predicted_memory(network: Network, height: int, width: int, tile: int | None, memory: float) -> int:
+    """Bytes that a network will work in over height x width latents, with the `tile` of `choose_tile`."""
+    if tile is None:
+        return tiling.working_memory(height, width, network.bytes_per_pixel)
+    if network.stages:
+        size = network.module_dtype.itemsize
+        return int(size * staged.working_values(network.stages, height, width, tile, memory / size))
+    side = tile + 2 * (network.halo or 0)
+    return tiling.working_memory(min(side, height), min(side, width), network.bytes_per_pixel)
+
+
+def describe_tiles(network: Network, height: int, width: int, tile: int | None, memory: float) -> str:
+    """In words, how `run_tiled` goes over height x width latents."""
+    if tile is None:
+        return "untiled"
+    pixels = f"tiles of {tile * PIXELS_PER_CELL} pixels"
+    if network.halo is None:
+        return f"{pixels} (blended)"
+    if network.stages:
+        groups = staged.plan(network.stages, height, width, tile, memory / network.module_dtype.itemsize)
+        if not {"tiles", "windows"} & {group.way for group in groups}:
+            return "untiled, in layers"
+        return f"{pixels} (normalised by a sample)"
+    return f"{pixels} (halo {network.halo * PIXELS_PER_CELL})"
+
+
 def run_tiled(
-    network: Network, x: Tensor, tile: int | None, overlap: int, on_tile: Callable[[int, int], None] | None
+    network: Network,
+    x: Tensor,
+    tile: int | None,
+    overlap: int,
+    on_tile: Callable[[int, int], None] | None,
+    device: torch.device | None = None,
+    memory: float = 0,
 ) -> Tensor:
-    """The network over the whole of `x`, fp32; exact for networks with a halo, blended for others.
+    """The network over the whole of `x`, fp32, where x lies: tile by tile, so that x may be larger than the device.
 
     Args:
-        network: what to run.
+        network: what to run; see `staged`, `tiling.halo_tiled` and `tiling.overlap_tiled` for what the tiles equal.
         x: [B, C, h * read_scale, w * read_scale].
         tile: side in latents, None for untiled.
         overlap: latents that blended tiles share, at most half a tile.
         on_tile: called after every tile.
+        device: where the network computes; by default where x lies.
+        memory: bytes of it that a network in stages may work in; the more, the more exact.
     """
-    scales = {"read_scale": network.read_scale, "write_scale": network.write_scale}
+    scales: Any = {"read_scale": network.read_scale, "write_scale": network.write_scale}
+    device = device or x.device
+    if network.stages and tile is not None:
+        wake(network.module)
+        values = memory / network.module_dtype.itemsize
+        return staged.run(network.stages, x, tile, values, device, on_tile)
     if network.halo is None:
         shared = min(overlap, tile // 2) if tile else 0
-        return tiling.overlap_tiled(network.call, x, tile, shared, **scales, on_tile=on_tile)
+        return tiling.overlap_tiled(network.call, x, tile, shared, **scales, device=device, on_tile=on_tile)
     return tiling.halo_tiled(
-        network.call, x, tile, network.halo, **scales, align=network.align, out_dtype=torch.float32, on_tile=on_tile
+        network.call,
+        x,
+        tile,
+        network.halo,
+        **scales,
+        align=network.align,
+        out_dtype=torch.float32,
+        device=device,
+        on_tile=on_tile,
     )
+
+
+def wake(module: nn.Module) -> None:
+    """Has accelerate's offloading bring a model to its device, as a call of the model itself would."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)

@@ -7,17 +7,21 @@ One cell is one latent, 8x8 pixels. Two ways of tiling, by what the network does
 - `overlap_tiled` for networks that do (GroupNorm of the SD UNet): overlapping tiles are blended. The idea is
   OSEDiff's latent tiling (github.com/cswry/OSEDiff, Apache-2.0); ours has symmetric weights and cannot loop for ever.
 
-The size of a tile depends on the picture and on the machine's total memory only, never on what ran before.
+Stable Diffusion's autoencoder normalises too, but its GroupNorms can be given the whole picture's statistics: see
+`staged`. The size of a tile depends on the picture and on the machine's total memory only, never on what ran before.
+
+The result lies where the input lies, and is filled tile by tile: a network on a GPU never holds a whole picture there.
 """
 
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -90,6 +94,59 @@ def plan_halo(length: int, tile: int, halo: int, align: int = 1) -> tuple[Span, 
     return tuple(spans)
 
 
+class Sink:
+    """A result that is put together from tiles, on another device than theirs perhaps.
+
+    From a CUDA device a tile is copied, to pinned memory, while the next one is computed, and then put in its place.
+
+    Args:
+        size: height and width of the result.
+        device: where it lies.
+        dtype: of the result; that of the tiles by default.
+        add: tiles are added up, not put beside each other.
+    """
+
+    def __init__(
+        self, size: tuple[int, int], device: torch.device, dtype: torch.dtype | None = None, *, add: bool = False
+    ):
+        self.size, self.device, self.dtype, self.add = size, device, dtype, add
+        self.out: Tensor | None = None
+        self.waiting: deque[tuple[Any, Tensor, torch.cuda.Event]] = deque()
+
+    def write(self, place: Any, y: Tensor) -> None:
+        """Puts a tile [B, C, h, w] at the index `place` of the result."""
+        if y.device.type != "cuda" or self.device.type == "cuda":
+            self.put(place, y)
+            return
+        copy, copied = y.to(self.device, non_blocking=True), torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(y.device))
+        self.waiting.append((place, copy, copied))
+        self.drain(1)
+
+    def result(self) -> Tensor:
+        """[B, C, *size], after the last tile."""
+        self.drain(0)
+        assert self.out is not None  # a plan is never empty
+        return self.out
+
+    def drain(self, left: int) -> None:
+        """Puts copies in their places, as they finish, until so many are left."""
+        while len(self.waiting) > left:
+            place, copy, copied = self.waiting.popleft()
+            copied.synchronize()
+            self.put(place, copy)
+
+    def put(self, place: Any, y: Tensor) -> None:
+        """Into the result, which the first tile shapes."""
+        if self.out is None:
+            make = torch.zeros if self.add else torch.empty
+            self.out = make((*y.shape[:-2], *self.size), dtype=self.dtype or y.dtype, device=self.device)
+        if self.add:
+            self.out[place] += y.to(self.device)
+        else:
+            self.out[place] = y
+
+
 def halo_tiled(
     fn: TileFunction,
     x: Tensor,
@@ -100,6 +157,8 @@ def halo_tiled(
     write_scale: int = 1,
     align: int = 1,
     out_dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    out_device: torch.device | None = None,
     on_tile: TileCallback | None = None,
 ) -> Tensor:
     """`fn(x)` by tiles, equal to the untiled result if `halo` covers the receptive field of `fn`.
@@ -110,17 +169,19 @@ def halo_tiled(
     Args:
         fn: [B, C, hh * read_scale, ww * read_scale] -> [B, C', hh * write_scale, ww * write_scale], any hh and ww
             that are multiples of `align` (or reach the border).
-        x: [B, C, h * read_scale, w * read_scale], any range, dtype and device that `fn` takes.
+        x: [B, C, h * read_scale, w * read_scale], any range and dtype that `fn` takes.
         tile: longest side of a core in cells; None runs the picture whole.
         halo: cells that `fn` sees beyond a cell: receptive radius in pixels / 8, rounded up.
         read_scale: samples of `x` a cell: 8 for a picture, 1 for latents.
         write_scale: samples of the result a cell: 8 for a decoder, 1 for an encoder or UNet.
         align: factor by which `fn` downsamples the latent grid inside (2 for a UNet of two levels).
         out_dtype: dtype of the result; `fn`'s own by default.
+        device: where `fn` computes, tiles are moved there; by default where x lies.
+        out_device: where the result lies; by default where x lies.
         on_tile: called after every tile.
 
     Returns:
-        [B, C', h * write_scale, w * write_scale] on the device of `fn`'s result.
+        [B, C', h * write_scale, w * write_scale].
 
     Raises:
         ValueError: `x` is not made of whole cells, or `tile` or `halo` is out of range.
@@ -128,19 +189,15 @@ def halo_tiled(
     height, width = cells(x, read_scale)
     side = max(height, width) if tile is None else tile
     tiles = list(product(plan_halo(height, side, halo, align), plan_halo(width, side, halo, align)))
-    out: Tensor | None = None
+    sink = Sink((height * write_scale, width * write_scale), out_device or x.device, out_dtype)
     for done, (rows, columns) in enumerate(tiles, start=1):
-        y = fn(x[..., rows.read(read_scale), columns.read(read_scale)])
-        if out is None:
-            shape = (*y.shape[:-2], height * write_scale, width * write_scale)
-            out = torch.empty(shape, dtype=out_dtype or y.dtype, device=y.device)
+        y = fn(x[..., rows.read(read_scale), columns.read(read_scale)].to(device or x.device, non_blocking=True))
         core = y[..., rows.core(write_scale), columns.core(write_scale)]
-        out[..., rows.write(write_scale), columns.write(write_scale)] = core
+        sink.write((..., rows.write(write_scale), columns.write(write_scale)), core)
         del y, core  # else two tiles' results are alive during the next call
         if on_tile is not None:
             on_tile(done, len(tiles))
-    assert out is not None  # a plan is never empty
-    return out
+    return sink.result()
 
 
 def cells(x: Tensor, scale: int) -> tuple[int, int]:
@@ -197,6 +254,8 @@ def overlap_tiled(
     *,
     read_scale: int = 1,
     write_scale: int = 1,
+    device: torch.device | None = None,
+    out_device: torch.device | None = None,
     on_tile: TileCallback | None = None,
 ) -> Tensor:
     """`fn(x)` from weighted overlapping tiles: close to the untiled result, and without seams.
@@ -211,6 +270,8 @@ def overlap_tiled(
         overlap: cells that neighbouring tiles share at least, smaller than `tile`.
         read_scale: samples of `x` a cell: 8 for a picture, 1 for latents.
         write_scale: samples of the result a cell: 8 for a decoder, 1 for an encoder or UNet.
+        device: where `fn` computes, tiles are moved there; by default where x lies.
+        out_device: where the result lies; by default where x lies.
         on_tile: called after every tile.
 
     Returns:
@@ -224,20 +285,17 @@ def overlap_tiled(
         tile, overlap = max(height, width), 0
     rows, columns = (plan_overlap(side, tile, overlap, write_scale) for side in (height, width))
     tiles = list(product(rows, columns))
-    out: Tensor | None = None
+    sink = Sink((height * write_scale, width * write_scale), out_device or x.device, torch.float32, add=True)
+    high, wide = min(tile, height), min(tile, width)
     for done, ((top, row_weights), (left, column_weights)) in enumerate(tiles, start=1):
-        high, wide = min(tile, height), min(tile, width)
-        y = fn(x[(..., *window(top, left, high, wide, read_scale))]).float()
-        if out is None:
-            shape = (*y.shape[:-2], height * write_scale, width * write_scale)
-            out = torch.zeros(shape, dtype=torch.float32, device=y.device)
+        part = x[(..., *window(top, left, high, wide, read_scale))]
+        y = fn(part.to(device or x.device, non_blocking=True)).float()
         y *= row_weights.to(y.device)[:, None] * column_weights.to(y.device)
-        out[(..., *window(top, left, high, wide, write_scale))] += y
+        sink.write((..., *window(top, left, high, wide, write_scale)), y)
         del y
         if on_tile is not None:
             on_tile(done, len(tiles))
-    assert out is not None  # a plan is never empty
-    return out
+    return sink.result()
 
 
 def window(top: int, left: int, height: int, width: int, scale: int) -> tuple[slice, slice]:

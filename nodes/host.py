@@ -138,14 +138,11 @@ def load(patcher: WholePatcher, network: Network, height: int, width: int, tile:
 def working_bytes(network: Network, height: int, width: int, tile: int, device: torch.device) -> float:
     """Bytes that a network works in, untiled or with the tiles that it will choose."""
     from ..ctsr import networks
-    from ..ctsr.tiling import PIXELS_PER_CELL, working_memory
+    from ..ctsr.tiling import PIXELS_PER_CELL
 
     h, w = -(-height // PIXELS_PER_CELL), -(-width // PIXELS_PER_CELL)
     side = networks.choose_tile(network, h, w, tile, device)
-    if side is not None:
-        read = side + 2 * (network.halo or 0)
-        h, w = min(read, h), min(read, w)
-    return working_memory(h, w, network.bytes_per_pixel)
+    return networks.predicted_memory(network, h, w, side, networks.work_memory(device))
 
 
 def free_memory() -> None:

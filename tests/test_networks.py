@@ -32,13 +32,45 @@ def test_scales_are_those_of_the_networks(pipeline):
         assert y.shape[-2:] == (4 * network.write_scale, 6 * network.write_scale)
 
 
-def test_only_networks_that_do_not_normalise_over_space_have_a_halo(tiny_mini, tiny_sd):
-    assert [network.halo for network in every(tiny_sd)] == [None] * 3
+def test_halo_of_networks_that_are_tiled_and_stages_of_those_that_normalise(tiny_mini, tiny_sd):
+    encoder, unet, decoder = every(tiny_sd)
+    assert unet.halo is None
+    assert (len(encoder.stages), len(unet.stages), len(decoder.stages)) == (4, 0, 4)
+    assert encoder.halo in range(1, 8)
+    assert decoder.halo in range(1, 8)
     encoder, unet, decoder = every(tiny_mini)
+    assert not encoder.stages
+    assert not decoder.stages
     assert encoder.halo * 8 >= tiny_mini.vae.encoder_halo
     assert unet.halo == tiny_mini.unet.halo
     assert decoder.halo * 8 >= tiny_mini.vae.decoder_halo
     assert (encoder.align, unet.align, decoder.align) == (1, 2, 1)
+
+
+def test_stages_make_up_the_network(tiny_sd):
+    for network, channels in zip(every(tiny_sd), (3, 0, 4), strict=True):
+        if not network.stages:
+            continue
+        x = torch.rand(1, channels, 6 * network.read_scale, 4 * network.read_scale)
+        with torch.no_grad():
+            y = networks.working(network.module, x)
+            for stage in network.stages:
+                y = stage(y)
+            assert torch.equal(y, network.call(x))
+
+
+def test_tiles_in_words_and_their_memory(tiny_mini, tiny_sd):
+    _, blended, staged = every(tiny_sd)
+    halo = every(tiny_mini)[0]
+    assert networks.describe_tiles(staged, 64, 64, None, 0) == "untiled"
+    assert networks.describe_tiles(staged, 64, 64, 32, 1e12) == "untiled, in layers"
+    assert networks.describe_tiles(staged, 64, 64, 32, 0) == "tiles of 256 pixels (normalised by a sample)"
+    assert networks.describe_tiles(blended, 64, 64, 32, 0) == "tiles of 256 pixels (blended)"
+    assert networks.describe_tiles(halo, 64, 64, 32, 0) == f"tiles of 256 pixels (halo {halo.halo * 8})"
+    for network in (staged, blended, halo):
+        untiled, tiled = (networks.predicted_memory(network, 640, 640, tile, 0) for tile in (None, 32))
+        assert 0 < 20 * tiled < untiled
+    assert networks.predicted_memory(halo, 8, 8, 32, 0) == networks.predicted_memory(halo, 8, 8, None, 0)
 
 
 def test_results_are_fp32_channels_as_the_network_gives_them(pipeline):

@@ -1,0 +1,142 @@
+"""GroupNorm over a picture that a network sees in parts.
+
+GroupNorm takes its statistics from all that it is given, so a tile normalised by itself gets other colours than its
+neighbour. Here every part is normalised by statistics of the picture. `F.group_norm` is replaced in the calling thread,
+inside a `with` block; no module is touched.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+Box = tuple[slice, slice]
+"""Rows and columns, with start and stop."""
+TINY = 1e-12
+"""Variance that is added where it is measured, and taken off again."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Mean and variance of the groups of one GroupNorm.
+
+    Attributes:
+        area: samples that they were measured on, perhaps weighted: what they count in `pool`.
+        mean: [groups] fp32.
+        var: [groups] fp32, of the population.
+    """
+
+    area: float
+    mean: Tensor
+    var: Tensor
+
+
+Statistics = list[Moments]
+"""Of every GroupNorm of a network, in the order in which it calls them."""
+
+
+def measure(x: Tensor, groups: int) -> Moments:
+    """Moments of [C, h, w], at least in fp32."""
+    # GroupNorm itself: torch's reductions over channels-last tensors are several times slower.
+    x = x.to(precise(x)).contiguous()[None]
+    samples = x.shape[2] * x.shape[3]
+    _, mean, rstd = torch.native_group_norm(x, None, None, 1, x.shape[1], samples, groups, TINY)
+    return Moments(samples, mean[0], rstd[0].pow(-2) - TINY)
+
+
+def precise(x: Tensor) -> torch.dtype:
+    """The dtype of statistics of `x`: fp32, or fp64 for fp64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def pool(parts: Sequence[Moments]) -> Moments:
+    """The moments of all parts together."""
+    total = sum(part.area for part in parts)
+    shares = torch.tensor([part.area / total for part in parts], device=parts[0].mean.device)[:, None]
+    means = torch.stack([part.mean for part in parts])
+    mean = (shares * means).sum(0)
+    spreads = torch.stack([part.var for part in parts]) + (means - mean).square()
+    return Moments(total, mean, (shares * spreads).sum(0))
+
+
+def normalise(x: Tensor, moments: Moments, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """GroupNorm of [B, C, ...] by given moments."""
+    each = x.shape[1] // len(moments.mean)
+    mean, var = (values.repeat_interleave(each).to(precise(x)) for values in (moments.mean, moments.var))
+    scale, shift = (None if values is None else values.to(precise(x)) for values in (weight, bias))
+    return F.batch_norm(x, mean, var, scale, shift, False, 0.0, eps)
+
+
+class SharedGroupNorm(TorchFunctionMode):
+    """Inside, the GroupNorms that are called normalise by `statistics`, one after the other."""
+
+    def __init__(self, statistics: Statistics):
+        super().__init__()
+        self.statistics = statistics
+        self.calls = 0
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.group_norm(*args, **kwargs or {}) if func is F.group_norm else func(*args, **kwargs or {})
+
+    def group_norm(
+        self,
+        input: Tensor,
+        num_groups: int,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        """In place of `F.group_norm`: [B, C, h, w], or [B, C, h * w] where attention calls it."""
+        index, self.calls = self.calls, self.calls + 1
+        return normalise(input, self.moments(index, input, num_groups), weight, bias, eps)
+
+    def moments(self, index: int, x: Tensor, groups: int) -> Moments:
+        """What GroupNorm number `index` normalises by."""
+        return self.statistics[index]
+
+
+class MeasuringGroupNorm(SharedGroupNorm):
+    """As above for the parts of a sample: adds what it meets to `statistics`, and normalises by all that was met.
+
+    Args:
+        statistics: of earlier batches; empty at first.
+        cells: height and width of the parts in cells, of which an activation has a whole number of samples each.
+        counted: the cells of every part that are measured, without the margins that zero padding has changed, and how
+            much a cell of the part counts.
+    """
+
+    def __init__(self, statistics: Statistics, cells: tuple[int, int], counted: Sequence[tuple[Box, float]]):
+        super().__init__(statistics)
+        self.cells, self.counted = cells, counted
+
+    def moments(self, index: int, x: Tensor, groups: int) -> Moments:
+        met = pool(self.measured(x, groups))
+        if index < len(self.statistics):
+            met = self.statistics[index] = pool([self.statistics[index], met])
+        else:
+            self.statistics.append(met)
+        return met
+
+    def measured(self, x: Tensor, groups: int) -> list[Moments]:
+        """The moments of every part, with the weight that it has."""
+        height, width = self.cells
+        if x.ndim == 3:  # attention works at one sample a cell
+            x = x.reshape(*x.shape[:2], height, width)
+        scale = x.shape[-2] // height
+        parts: list[Moments] = []
+        for part, (box, weight) in zip(x, self.counted, strict=True):
+            met = measure(part[(slice(None), *scaled(box, scale))], groups)
+            parts.append(replace(met, area=met.area * weight))
+        return parts
+
+
+def scaled(box: Box, scale: int) -> Box:
+    """The box on a grid of `scale` samples a cell."""
+    rows, columns = box
+    return slice(rows.start * scale, rows.stop * scale), slice(columns.start * scale, columns.stop * scale)

@@ -150,9 +150,11 @@ class Model:
     def pipeline(self) -> CTSRPipeline:
         """The pipeline; raises CheckpointError if it cannot be loaded."""
         try:
-            return load_pipeline(self.name, self.dtype, self.device)
+            pipeline = load_pipeline(self.name, self.dtype, self.device)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read ({error.strerror or error}).") from error
+        pipeline.set_attention_backend("auto")
+        return pipeline
 
     def settings(self, options: Options) -> dict[str, str | float | int]:
         """What a picture was made with, for its text chunk."""

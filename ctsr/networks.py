@@ -77,13 +77,13 @@ def cells_of(pixels: int | None) -> int | None:
 
 
 def memory(module: nn.Module, stage: str) -> float:
-    """Working bytes a pixel: measured for the mini (benchmarks/memory.py), estimated from the widths for SD shapes."""
+    """Working bytes a pixel, measured (benchmarks/memory.py): of the mini, and of SD 2.1 by its narrowest width."""
     size = next(module.parameters()).element_size()
     measured = getattr(module, "working_values_per_pixel", None)
     if measured is not None:
         return size * measured[stage]
     width = cast(Any, module).config["block_out_channels"][0]
-    values = {"encode": 5 * width, "decode": 7 * width, "unet": 10 * width / PIXELS_PER_CELL**2}
+    values = {"encode": 4.5 * width, "decode": 6 * width, "unet": 32 * width / PIXELS_PER_CELL**2}
     return size * values[stage]
 
 

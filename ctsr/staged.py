@@ -37,8 +37,6 @@ WINDOW_OVERLAP = 32
 """Cells that windows share; more than twice the reach of the convolutions beside the attention."""
 TILES_SAMPLE = Design(side=8, margin=1, share=1 / 8)
 WINDOWS_SAMPLE = Design(side=32, margin=6, share=1 / 4)
-ALIVE = 3.5
-"""Activations as large as a stage's widest that are alive while it runs, measured (benchmarks/memory.py)."""
 ATTENTION_SCORES = 2**27
 """Scores of attention at a time, where torch has no implementation that keeps none."""
 
@@ -133,8 +131,11 @@ def choose_way(stage: Stage, cells: int, one_tile: float, memory: float) -> Way:
 
 
 def work(stage: Stage, cells: float) -> float:
-    """Values that a stage holds while it runs on so many cells at once."""
-    return ALIVE * stage.width * stage.scale**2 * cells
+    """Values that a stage holds while it runs on so many cells at once, measured (benchmarks/memory.py)."""
+    before = 3 * stage.width  # input, normalised, activated
+    inside = stage.width + 3.5 * stage.result_width  # input, hidden, normalised, scaled and shifted
+    attention = 6 * stage.width if stage.scale == 1 else 0  # input, normalised, query, key, value, result
+    return max(before, inside, attention) * stage.scale**2 * cells
 
 
 def working_values(stages: Stages, height: int, width: int, tile: int, memory: float) -> float:

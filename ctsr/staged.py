@@ -140,7 +140,15 @@ def work(stage: Stage, cells: float) -> float:
 
 def working_values(stages: Stages, height: int, width: int, tile: int, memory: float) -> float:
     """Values that a network is predicted to hold at its peak over height x width cells, on the device."""
-    return max(group_values(group, height, width, tile) for group in plan(stages, height, width, tile, memory))
+    groups = plan(stages, height, width, tile, memory)
+    held = [0, *(height * width * kept_on_device(group) for group in groups)]
+    return max(group_values(group, height, width, tile) + given for group, given in zip(groups, held, strict=False))
+
+
+def kept_on_device(group: Group) -> int:
+    """Values a cell that a group leaves on the device for the next."""
+    last = group.stages[-1]
+    return last.result_width * last.write_scale**2 if group.way in ("whole", "layers") else 0
 
 
 def group_values(group: Group, height: int, width: int, tile: int) -> float:

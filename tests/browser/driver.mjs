@@ -128,6 +128,11 @@ function readCards() {
   return Object.fromEntries(cards.map((card) => [card.querySelector("h3").title, card.querySelector("img").naturalWidth]));
 }
 
+// Text of the help page; "" while the frontend fetches it.
+function readHelp() {
+  return document.querySelector(".node-help-content")?.innerText.trim() ?? "";
+}
+
 // Connects a node's outputs and inputs by their names, as a user's drag does.
 function connectNodes(links) {
   for (const [source, output, target, input] of links) {
@@ -204,7 +209,7 @@ const commands = {
     const { title } = await page.evaluate(locate, { type });
     await page.mouse.click(...title);
     await page.getByTestId("info-button").click();
-    return await page.locator(".node-help-content").innerText();
+    return await (await page.waitForFunction(readHelp)).jsonValue();
   },
 
   // Places what the node library finds first under a name in the middle of the canvas.

@@ -29,6 +29,7 @@ from typing_extensions import Self, Unpack  # in typing from Python 3.11
 from . import families, hub, networks
 from .attention import Attention, Operator, use_attention
 from .color_fix import ColorFix, apply_color_fix
+from .doubling import double_by_phases
 from .errors import CheckpointError
 from .families import Dial, Endpoints, Family, Parameterization, get_family
 from .lora import lora_layers
@@ -138,6 +139,7 @@ class CTSRPipeline(DiffusionPipeline, UserLoraMixin):
             raise ValueError(f"Family {family!r} runs its UNet in two variants: pass unet_variant.")
         for component in self._networks:
             networks.settle(component)
+        double_by_phases(vae)
 
     # --- loading and saving ---------------------------------------------------------------------------------------
 

@@ -589,7 +589,7 @@ def stage_memory(network: Network, height: int, width: int, tile: int, device: t
     from . import networks
 
     side, memory = networks.choose_tile(network, height, width, tile, device), networks.work_memory(device)
-    need = networks.predicted_memory(network, height, width, side, memory)
+    need = networks.predicted_memory(network, height, width, side, memory, device)
     return f"{need / 2**20:.0f} MiB, {networks.describe_tiles(network, height, width, side, memory)}"
 
 

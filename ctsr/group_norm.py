@@ -55,12 +55,21 @@ def precise(x: Tensor) -> torch.dtype:
 
 def pool(parts: Sequence[Moments]) -> Moments:
     """The moments of all parts together."""
+    if len(parts) == 1:
+        return parts[0]
     total = sum(part.area for part in parts)
     shares = torch.tensor([part.area / total for part in parts], device=parts[0].mean.device)[:, None]
     means = torch.stack([part.mean for part in parts])
     mean = (shares * means).sum(0)
     spreads = torch.stack([part.var for part in parts]) + (means - mean).square()
     return Moments(total, mean, (shares * spreads).sum(0))
+
+
+def carried(moments: Moments, before: Moments, after: Moments) -> Moments:
+    """`moments`, moved by the scale and shift of each group that take `before` to `after`."""
+    ratio = (after.var + TINY).clamp(min=TINY) / (before.var + TINY).clamp(min=TINY)
+    mean = after.mean + ratio.sqrt() * (moments.mean - before.mean)
+    return Moments(moments.area, mean, ratio * moments.var)
 
 
 def normalise(x: Tensor, moments: Moments, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -101,27 +110,31 @@ class SharedGroupNorm(TorchFunctionMode):
         return self.statistics[index]
 
 
-class MeasuringGroupNorm(SharedGroupNorm):
-    """As above for the parts of a sample: adds what it meets to `statistics`, and normalises by all that was met.
+class SurveyingGroupNorm(SharedGroupNorm):
+    """As above; besides, it measures what it meets in parts of a picture.
 
     Args:
-        statistics: of earlier batches; empty at first.
+        statistics: to normalise by.
         cells: height and width of the parts in cells, of which an activation has a whole number of samples each.
-        counted: the cells of every part that are measured, without the margins that zero padding has changed, and how
-            much a cell of the part counts.
+        counted: the cells of every part that are measured, without the margins that zero padding or a halo has changed,
+            and how much a cell of the part counts.
+
+    Attributes:
+        met: what was measured, of all parts together.
     """
 
     def __init__(self, statistics: Statistics, cells: tuple[int, int], counted: Sequence[tuple[Box, float]]):
         super().__init__(statistics)
         self.cells, self.counted = cells, counted
+        self.met: Statistics = []
 
     def moments(self, index: int, x: Tensor, groups: int) -> Moments:
-        met = pool(self.measured(x, groups))
-        if index < len(self.statistics):
-            met = self.statistics[index] = pool([self.statistics[index], met])
-        else:
-            self.statistics.append(met)
-        return met
+        self.met.append(pool(self.measured(x, groups)))
+        return self.given(index)
+
+    def given(self, index: int) -> Moments:
+        """What GroupNorm number `index` normalises by, once it has measured."""
+        return self.statistics[index]
 
     def measured(self, x: Tensor, groups: int) -> list[Moments]:
         """The moments of every part, with the weight that it has."""
@@ -134,6 +147,44 @@ class MeasuringGroupNorm(SharedGroupNorm):
             met = measure(part[(slice(None), *scaled(box, scale))], groups)
             parts.append(replace(met, area=met.area * weight))
         return parts
+
+
+class MeasuringGroupNorm(SurveyingGroupNorm):
+    """As above for a batch of a sample: adds what it meets to `statistics`, empty at first, and normalises by the sum."""
+
+    def given(self, index: int) -> Moments:
+        if index < len(self.statistics):
+            self.statistics[index] = pool([self.statistics[index], self.met[index]])
+        else:
+            self.statistics.append(self.met[index])
+        return self.statistics[index]
+
+
+class CorrectingGroupNorm(SurveyingGroupNorm):
+    """As above for a batch that was met before: its change since then is put on `statistics`, which it normalises by.
+
+    Args:
+        statistics: measured under the same as `before`.
+        before: what this batch met then.
+
+    Attributes:
+        corrected: `statistics` as they will be measured under `corrected`, to second order.
+    """
+
+    def __init__(
+        self,
+        statistics: Statistics,
+        before: Statistics,
+        cells: tuple[int, int],
+        counted: Sequence[tuple[Box, float]],
+    ):
+        super().__init__(statistics, cells, counted)
+        self.before = before
+        self.corrected: Statistics = []
+
+    def given(self, index: int) -> Moments:
+        self.corrected.append(carried(self.statistics[index], self.before[index], self.met[index]))
+        return self.corrected[index]
 
 
 def scaled(box: Box, scale: int) -> Box:

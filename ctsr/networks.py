@@ -21,6 +21,13 @@ from .tiling import PIXELS_PER_CELL
 
 SMALLEST_TILE = tiling.TILE_LADDER[-1] * PIXELS_PER_CELL // 2
 """Pixels; smaller tiles are mostly halo."""
+ATTENTION_TILE = 96
+"""Latents on the longest side of an automatic tile with attention, whose time grows with the side's fourth power.
+
+OSEDiff's released code tiles beyond as many (github.com/cswry/OSEDiff, Apache-2.0).
+"""
+MOST_TILES = 8
+"""Blended tiles at once on a GPU: enough to keep a large one busy."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Network:
         align: latents that a tile's position and size must be multiples of.
         bytes_per_pixel: working memory a pixel of the picture, without input and output.
         stages: the same network in stages, if it is one that `staged` runs.
+        attends: every latent of a tile sees all others.
     """
 
     module: nn.Module
@@ -46,6 +54,7 @@ class Network:
     align: int
     bytes_per_pixel: float
     stages: Stages = ()
+    attends: bool = False
 
     @property
     def module_dtype(self) -> torch.dtype:
@@ -117,15 +126,22 @@ def tiles_halo(stages: Stages) -> int:
 
 
 def unet(module: nn.Module, timestep: Timestep, prompt_embeds: Tensor | None) -> Network:
-    """Scaled latents -> output groups."""
+    """Scaled latents -> output groups.
+
+    Args:
+        module: the UNet.
+        timestep: that it is told.
+        prompt_embeds: [B, tokens, dim] for B pictures, of which a call may get several tiles each.
+    """
 
     def call(z: Tensor) -> Tensor:
         z = working(module, z)
-        embeds = None if prompt_embeds is None else prompt_embeds.to(z)
+        embeds = None if prompt_embeds is None else prompt_embeds.to(z).repeat(len(z) // len(prompt_embeds), 1, 1)
         return module(z, timestep, encoder_hidden_states=embeds).sample
 
     halo = cast("int | None", getattr(module, "halo", None))
-    return Network(module, call, 1, 1, halo, unet_alignment(module), memory(module, "unet"))
+    attends = prompt_width(module) is not None
+    return Network(module, call, 1, 1, halo, unet_alignment(module), memory(module, "unet"), attends=attends)
 
 
 def prompt_width(module: nn.Module) -> int | None:
@@ -151,7 +167,10 @@ def choose_tile(network: Network, height: int, width: int, tile: int, device: to
         cells = -(-tile // (PIXELS_PER_CELL * network.align)) * network.align
         return None if cells >= max(height, width) else cells
     total = tiling.total_memory(device)
-    return tiling.choose_tile(height, width, network.bytes_per_pixel, total, margin=network.halo or 0)
+    fitting = tiling.choose_tile(height, width, network.bytes_per_pixel, total, margin=network.halo or 0)
+    if network.attends and height * width > ATTENTION_TILE**2:
+        return min(fitting or ATTENTION_TILE, ATTENTION_TILE)
+    return fitting
 
 
 def work_memory(device: torch.device) -> float:
@@ -159,15 +178,41 @@ def work_memory(device: torch.device) -> float:
     return tiling.MEMORY_SHARE * tiling.total_memory(device)
 
 
-def predicted_memory(network: Network, height: int, width: int, tile: int | None, memory: float) -> int:
-    """Bytes that a network will work in over height x width latents, with the `tile` of `choose_tile`."""
+def tiles_at_once(
+    network: Network, height: int, width: int, tile: int | None, memory: float, device: torch.device
+) -> int:
+    """How many tiles of height x width latents run as one batch within `memory` bytes.
+
+    Blended ones on a GPU only, where a small tile leaves most of it idle. On a CPU a batch is no faster by much, and
+    between tiles is where a run can be cancelled.
+    """
+    if tile is None or network.halo is not None or device.type == "cpu":
+        return 1
+    one = tiling.working_memory(min(tile, height), min(tile, width), network.bytes_per_pixel)
+    return max(1, min(MOST_TILES, int(memory // one)))
+
+
+def predicted_memory(
+    network: Network, height: int, width: int, tile: int | None, memory: float, device: torch.device
+) -> int:
+    """Bytes that a network will work in over height x width latents, with the `tile` of `choose_tile`.
+
+    Args:
+        network: which.
+        height: latents of the picture.
+        width: latents of the picture.
+        tile: side in latents, None for untiled.
+        memory: bytes that it may work in, see `work_memory`.
+        device: where it computes.
+    """
     if tile is None:
         return tiling.working_memory(height, width, network.bytes_per_pixel)
     if network.stages:
         size = network.module_dtype.itemsize
         return int(size * staged.working_values(network.stages, height, width, tile, memory / size))
     side = tile + 2 * (network.halo or 0)
-    return tiling.working_memory(min(side, height), min(side, width), network.bytes_per_pixel)
+    one = tiling.working_memory(min(side, height), min(side, width), network.bytes_per_pixel)
+    return one * tiles_at_once(network, height, width, tile, memory, device)
 
 
 def describe_tiles(network: Network, height: int, width: int, tile: int | None, memory: float) -> str:
@@ -203,7 +248,7 @@ def run_tiled(
         overlap: latents that blended tiles share, at most half a tile.
         on_tile: called after every tile.
         device: where the network computes; by default where x lies.
-        memory: bytes of it that a network in stages may work in; the more, the more exact.
+        memory: bytes of it to work in: the more, the more exact a network in stages, and the more tiles at once.
     """
     scales: Any = {"read_scale": network.read_scale, "write_scale": network.write_scale}
     device = device or x.device
@@ -213,7 +258,10 @@ def run_tiled(
         return staged.run(network.stages, x, tile, values, device, on_tile)
     if network.halo is None:
         shared = min(overlap, tile // 2) if tile else 0
-        return tiling.overlap_tiled(network.call, x, tile, shared, **scales, device=device, on_tile=on_tile)
+        batch = tiles_at_once(network, *tiling.cells(x, network.read_scale), tile, memory, device)
+        return tiling.overlap_tiled(
+            network.call, x, tile, shared, **scales, batch=batch, device=device, on_tile=on_tile
+        )
     return tiling.halo_tiled(
         network.call,
         x,

@@ -254,6 +254,7 @@ def overlap_tiled(
     *,
     read_scale: int = 1,
     write_scale: int = 1,
+    batch: int = 1,
     device: torch.device | None = None,
     out_device: torch.device | None = None,
     on_tile: TileCallback | None = None,
@@ -287,14 +288,18 @@ def overlap_tiled(
     tiles = list(product(rows, columns))
     sink = Sink((height * write_scale, width * write_scale), out_device or x.device, torch.float32, add=True)
     high, wide = min(tile, height), min(tile, width)
-    for done, ((top, row_weights), (left, column_weights)) in enumerate(tiles, start=1):
-        part = x[(..., *window(top, left, high, wide, read_scale))]
-        y = fn(part.to(device or x.device, non_blocking=True)).float()
-        y *= row_weights.to(y.device)[:, None] * column_weights.to(y.device)
-        sink.write((..., *window(top, left, high, wide, write_scale)), y)
-        del y
+    for first in range(0, len(tiles), batch):
+        together = tiles[first : first + batch]
+        parts = [x[(..., *window(top, left, high, wide, read_scale))] for (top, _), (left, _) in together]
+        y = fn(torch.cat(parts).to(device or x.device, non_blocking=True)).float()
+        for index, ((top, row_weights), (left, column_weights)) in enumerate(together):
+            weights = row_weights.to(y.device)[:, None] * column_weights.to(y.device)
+            own = slice(index * len(x), (index + 1) * len(x))
+            sink.write((..., *window(top, left, high, wide, write_scale)), y[own].mul_(weights))
+        del parts, y  # else two batches' results are alive during the next call
         if on_tile is not None:
-            on_tile(done, len(tiles))
+            for done in range(first + 1, first + len(together) + 1):
+                on_tile(done, len(tiles))
     return sink.result()
 
 

@@ -142,7 +142,7 @@ def working_bytes(network: Network, height: int, width: int, tile: int, device: 
 
     h, w = -(-height // PIXELS_PER_CELL), -(-width // PIXELS_PER_CELL)
     side = networks.choose_tile(network, h, w, tile, device)
-    return networks.predicted_memory(network, h, w, side, networks.work_memory(device))
+    return networks.predicted_memory(network, h, w, side, networks.work_memory(device), device)
 
 
 def free_memory() -> None:

@@ -4,6 +4,7 @@ Written from the layouts alone, so that what reads them is tested against someth
 networks'.
 """
 
+import copy
 import json
 import re
 import shutil
@@ -211,8 +212,8 @@ def direct_ends(
 
 def save_folder(folder: Path, unet: UNet2DConditionModel, vae: AutoencoderKL, text: Path | None) -> Path:
     """A Stable Diffusion folder; `text` holds tokenizer/ and text_encoder/."""
-    unet.save_pretrained(folder / "unet")
-    vae.save_pretrained(folder / "vae")
+    for name, model in (("unet", unet), ("vae", vae)):  # safetensors 0.4 refuses channels-last
+        copy.deepcopy(model).to(memory_format=torch.contiguous_format).save_pretrained(folder / name)
     (folder / "scheduler").mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps({"prediction_type": "epsilon"}))
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))

@@ -68,9 +68,9 @@ def test_tiles_in_words_and_their_memory(tiny_mini, tiny_sd):
     assert networks.describe_tiles(blended, 64, 64, 32, 0) == "tiles of 256 pixels (blended)"
     assert networks.describe_tiles(halo, 64, 64, 32, 0) == f"tiles of 256 pixels (halo {halo.halo * 8})"
     for network in (staged, blended, halo):
-        untiled, tiled = (networks.predicted_memory(network, 640, 640, tile, 0) for tile in (None, 32))
+        untiled, tiled = (networks.predicted_memory(network, 640, 640, tile, 0, CPU) for tile in (None, 32))
         assert 0 < 20 * tiled < untiled
-    assert networks.predicted_memory(halo, 8, 8, 32, 0) == networks.predicted_memory(halo, 8, 8, None, 0)
+    assert networks.predicted_memory(halo, 8, 8, 32, 0, CPU) == networks.predicted_memory(halo, 8, 8, None, 0, CPU)
 
 
 def test_results_are_fp32_channels_as_the_network_gives_them(pipeline):
@@ -93,6 +93,44 @@ def test_automatic_tiles_are_none_or_steps_of_the_ladder(pipeline):
     for network in every(pipeline):
         assert networks.choose_tile(network, 4, 4, 0, CPU) is None
         assert networks.choose_tile(network, 8192, 8192, 0, CPU) in TILE_LADDER
+
+
+def test_automatic_tiles_with_attention_are_small_whatever_the_memory(tiny_sd):
+    encoder, unet, _ = every(tiny_sd)
+    side = networks.ATTENTION_TILE
+    assert networks.choose_tile(unet, side, side, 0, CPU) is None
+    assert networks.choose_tile(unet, side // 2, 2 * side, 0, CPU) is None
+    assert networks.choose_tile(unet, side + 1, side, 0, CPU) == side
+    assert networks.choose_tile(unet, 8192, 8192, 0, CPU) <= side
+    assert networks.choose_tile(unet, 2 * side, 2 * side, 2 * side * 8, CPU) is None
+    assert networks.choose_tile(encoder, side + 1, side, 0, CPU) is None
+
+
+def test_tiles_at_once_fill_a_gpu_within_its_memory(tiny_sd, tiny_mini):
+    unet, cuda = every(tiny_sd)[1], torch.device("cuda")
+    one = networks.predicted_memory(unet, 500, 500, 64, 0, CPU)
+    for memory, batch in ((0, 1), (3.5 * one, 3), (100 * one, networks.MOST_TILES)):
+        assert networks.tiles_at_once(unet, 500, 500, 64, memory, cuda) == batch
+        assert networks.predicted_memory(unet, 500, 500, 64, memory, cuda) == batch * one
+    assert networks.tiles_at_once(unet, 500, 500, 64, 100 * one, CPU) == 1
+    assert networks.tiles_at_once(unet, 500, 500, None, 1e12, cuda) == 1
+    assert networks.tiles_at_once(every(tiny_mini)[1], 500, 500, 64, 1e12, cuda) == 1
+
+
+@torch.no_grad()
+def test_every_tile_of_a_batch_gets_its_picture_s_prompt(tiny_sd, monkeypatch):
+    torch.manual_seed(0)
+    prompts, z = torch.randn(2, 5, 16), torch.randn(2, 4, 24, 16)
+    alone = [
+        networks.run_tiled(networks.unet(tiny_sd.unet, 999, prompts[i : i + 1]), z[i : i + 1], 16, 8, None)
+        for i in range(2)
+    ]
+    monkeypatch.setattr(networks, "tiles_at_once", lambda *_: 2)
+    batched = networks.run_tiled(networks.unet(tiny_sd.unet, 999, prompts), z, 16, 8, None)
+    torch.testing.assert_close(batched, torch.cat(alone), rtol=0, atol=1e-5)
+    assert (
+        alone[0] - networks.run_tiled(networks.unet(tiny_sd.unet, 999, prompts[1:]), z[:1], 16, 8, None)
+    ).abs().max() > 1e-4
 
 
 def test_memory_in_fp32_is_twice_that_of_half_precision(tiny_mini):

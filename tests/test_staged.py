@@ -213,10 +213,10 @@ def test_attention_sees_the_whole_up_to_its_limit_whatever_the_memory(vae):
 def test_predicted_memory_keeps_to_the_budget_and_stops_growing(vae):
     for network in every(vae):
         budget = 2e9
-        small, large = (networks.predicted_memory(network, side, 2 * side, 64, budget) for side in (256, 1024))
+        small, large = (networks.predicted_memory(network, side, 2 * side, 64, budget, CPU) for side in (256, 1024))
         assert small <= budget
         assert large <= budget
-        larger = networks.predicted_memory(network, 2048, 4096, 64, budget)
+        larger = networks.predicted_memory(network, 2048, 4096, 64, budget, CPU)
         assert larger == large
 
 

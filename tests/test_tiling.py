@@ -210,6 +210,24 @@ def test_overlap_tiles_of_a_pointwise_function_change_nothing(height: int, width
     torch.testing.assert_close(y, fn(x).float(), rtol=0, atol=1e-5)
 
 
+def test_overlap_tiles_in_batches_are_the_same():
+    x = torch.randn(2, 4, 40, 57, generator=torch.Generator().manual_seed(5))
+    shapes: list[int] = []
+    seen: list[tuple[int, int]] = []
+
+    def fn(t: Tensor) -> Tensor:
+        shapes.append(len(t))
+        return t - t.mean((1, 2, 3), keepdim=True)
+
+    one_by_one = overlap_tiled(fn, x, 16, 6)
+    total = len(shapes)
+    shapes.clear()
+    batched = overlap_tiled(fn, x, 16, 6, batch=8, on_tile=lambda *step: seen.append(step))
+    torch.testing.assert_close(batched, one_by_one, rtol=0, atol=1e-6)
+    assert shapes == [16] * (total // 8) + [2 * (total % 8)] * (total % 8 > 0)
+    assert seen == [(i + 1, total) for i in range(total)]
+
+
 def test_overlap_tiles_of_a_normalising_network_have_no_seams():
     """Every tile gets an offset of its own, as GroupNorm would give it: its border must not show."""
     x = torch.arange(80.0).expand(1, 1, 32, 80)

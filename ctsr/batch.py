@@ -21,6 +21,7 @@ from torch import Tensor
 from . import __version__
 from .color_fix import ColorFix
 from .errors import CheckpointError, CTSRError
+from .execution import check_tile
 from .image_io import Picture, output_suffix, read_picture, writable_suffixes, write_picture
 from .loading import MINI_WEIGHTS, first_line, load_pipeline
 from .pipeline_ctsr import (
@@ -28,7 +29,6 @@ from .pipeline_ctsr import (
     CTSRPipeline,
     Progress,
     check_size,
-    check_tile,
     output_size,
     resize,
 )

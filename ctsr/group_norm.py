@@ -18,6 +18,8 @@ Box = tuple[slice, slice]
 """Rows and columns, with start and stop."""
 TINY = 1e-12
 """Variance that is added where it is measured, and taken off again."""
+FLAT = 1e-6
+"""Variance that tells nothing: the epsilon of Stable Diffusion's norms, which they do not amplify."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def pool(parts: Sequence[Moments]) -> Moments:
 
 def carried(moments: Moments, before: Moments, after: Moments) -> Moments:
     """`moments`, moved by the scale and shift of each group that take `before` to `after`."""
-    ratio = (after.var + TINY).clamp(min=TINY) / (before.var + TINY).clamp(min=TINY)
+    ratio = (after.var.clamp(min=0) + FLAT) / (before.var.clamp(min=0) + FLAT)
     mean = after.mean + ratio.sqrt() * (moments.mean - before.mean)
     return Moments(moments.area, mean, ratio * moments.var)
 
@@ -150,7 +152,7 @@ class SurveyingGroupNorm(SharedGroupNorm):
 
 
 class MeasuringGroupNorm(SurveyingGroupNorm):
-    """As above for a batch of a sample: adds what it meets to `statistics`, empty at first, and normalises by the sum."""
+    """As above for a batch of a sample: adds it to `statistics`, empty at first, and normalises by the sum."""
 
     def given(self, index: int) -> Moments:
         if index < len(self.statistics):

@@ -23,14 +23,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from einops import rearrange
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import Self, Unpack  # in typing from Python 3.11
 
 from . import families, hub, networks
-from .attention import Attention, Operator, use_attention
 from .color_fix import ColorFix, apply_color_fix
 from .doubling import double_by_phases
 from .errors import CheckpointError
+from .execution import ExecutionMixin, check_tile
 from .families import Dial, Endpoints, Family, Parameterization, get_family
 from .lora import lora_layers
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
@@ -47,8 +47,6 @@ OutputType = Literal["pil", "pt", "np", "latent"]
 
 DEFAULT_OVERLAP = 128
 """Pixels; half a tile where that is less."""
-DEFAULT_TILE = 512
-"""Pixels; of `enable_tiling`. Stable Diffusion's UNet was trained on it."""
 MAX_SIDE = 2**16
 REEXPORT = "from ctsr import CTSRPipeline\n"
 """pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
@@ -84,7 +82,7 @@ class Encoded:
     reference: Tensor
 
 
-class CTSRPipeline(DiffusionPipeline, UserLoraMixin):
+class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
     """One-step super-resolution with a dial.
 
     The types of the arguments are plain because diffusers checks them with isinstance when it loads a folder.
@@ -107,11 +105,8 @@ class CTSRPipeline(DiffusionPipeline, UserLoraMixin):
     _exclude_from_cpu_offload = ["prompt_embeddings", "unet_variant"]  # noqa: RUF012
     model_cpu_offload_seq = "unet->vae"
 
-    vae: ModelMixin
-    unet: ModelMixin
     prompt_embeddings: PromptEmbeddings | None
     unet_variant: LoraVariant | None
-    default_tile: int = 0
 
     def __init__(
         self,
@@ -288,83 +283,6 @@ class CTSRPipeline(DiffusionPipeline, UserLoraMixin):
         finally:
             for component in self._networks:
                 networks.settle(component)
-
-    # --- how it runs: memory and attention ------------------------------------------------------------------------
-
-    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
-        """Keeps the networks on the CPU and moves each to the GPU for its turn; see diffusers.
-
-        Args:
-            gpu_id: number of the GPU, instead of an index in `device`.
-            device: by default where it offloaded before, else the machine's GPU.
-
-        Raises:
-            ValueError: there is no GPU.
-        """
-        base: Any = super()
-        base.enable_model_cpu_offload(gpu_id, self._offload_to(gpu_id, device))
-
-    def enable_sequential_cpu_offload(
-        self, gpu_id: int | None = None, device: torch.device | str | None = None
-    ) -> None:
-        """As `enable_model_cpu_offload`, but layer by layer: the least memory, and slow.
-
-        Raises:
-            ValueError: there is no GPU, or `device` is the CPU.
-        """
-        base: Any = super()
-        target = self._offload_to(gpu_id, device)
-        if target.type == "cpu":
-            raise ValueError("Layers are offloaded from a GPU to the CPU: name a GPU, or leave offloading out.")
-        base.enable_sequential_cpu_offload(gpu_id, target)
-
-    def _offload_to(self, gpu_id: int | None, device: torch.device | str | None) -> torch.device:
-        """The device that offloaded networks compute on."""
-        last: torch.device | None = getattr(self, "_offload_device", None)
-        if device is not None:
-            return torch.device(device)
-        if last is not None and gpu_id is None:
-            return last
-        gpu = torch.accelerator.current_accelerator(check_available=True)
-        if gpu is None:
-            raise ValueError("Offloading needs a GPU and torch finds none: leave it out, the networks are on the CPU.")
-        return torch.device(gpu.type)
-
-    def enable_tiling(self, tile: int = DEFAULT_TILE) -> None:
-        """Makes `__call__` work in tiles of `tile` pixels whenever it is given none; without, only what does not fit.
-
-        Our own tiling: diffusers' (`pipe.vae.enable_tiling`) drops the timestep and shifts colours.
-
-        Raises:
-            ValueError: a tile too small.
-        """
-        check_tile(tile, None)
-        self.default_tile = tile
-
-    def disable_tiling(self) -> None:
-        """Back to tiles only where a picture does not fit."""
-        self.default_tile = 0
-
-    enable_vae_tiling = enable_tiling
-    disable_vae_tiling = disable_tiling
-
-    def set_attention_backend(self, name: Attention = "auto") -> None:
-        """What computes attention: "xformers", "sdpa", or "auto", which takes xformers where it works and logs it.
-
-        Networks without attention, as ctsr-mini's, stay as they are. Call it once they are on their device.
-
-        Raises:
-            ValueError: an unknown name, or xformers where it cannot be used.
-        """
-        use_attention((self.unet, self.vae), name, self._device_of(self.unet))
-
-    def enable_xformers_memory_efficient_attention(self, attention_op: Operator | None = None) -> None:
-        """As `set_attention_backend("xformers")`; `attention_op` is xformers' own operator."""
-        use_attention((self.unet, self.vae), "xformers", self._device_of(self.unet), attention_op)
-
-    def disable_xformers_memory_efficient_attention(self) -> None:
-        """As `set_attention_backend("sdpa")`."""
-        self.set_attention_backend("sdpa")
 
     # --- what the checkpoint is -----------------------------------------------------------------------------------
 
@@ -687,10 +605,6 @@ class CTSRPipeline(DiffusionPipeline, UserLoraMixin):
             raise ValueError(f"prompt_embeds must be [1, tokens, {width}], not {list(prompt_embeds.shape)}.")
         return prompt_embeds.expand(batch, -1, -1)
 
-    def _device_of(self, module: nn.Module) -> torch.device:
-        """Where a component computes: where it lies, or where the hooks of offloading will bring it."""
-        return self._execution_device if hasattr(module, "_hf_hook") else next(module.parameters()).device
-
     def _run(
         self,
         stage: str,
@@ -755,14 +669,6 @@ def check_size(height: int, width: int) -> None:
     """Raises ValueError for an empty or absurd result."""
     if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
         raise ValueError(f"The result would have {width}x{height} pixels: keep each side from 1 to {MAX_SIDE}.")
-
-
-def check_tile(tile: int, tile_overlap: int | None) -> None:
-    """Raises ValueError for tiles that are too small, or no larger than their overlap."""
-    if tile != 0 and tile < networks.SMALLEST_TILE:
-        raise ValueError(f"tile must be 0 (automatic) or at least {networks.SMALLEST_TILE} pixels, not {tile}.")
-    if tile_overlap is not None and (tile_overlap < 0 or (tile != 0 and tile_overlap >= tile)):
-        raise ValueError(f"tile_overlap must be from 0 to less than tile ({tile}), not {tile_overlap}.")
 
 
 def resize(picture: Tensor, height: int, width: int) -> Tensor:

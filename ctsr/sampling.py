@@ -16,10 +16,10 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .group_norm import Box, MeasuringGroupNorm, Statistics, scaled
+from .group_norm import Box, CorrectingGroupNorm, MeasuringGroupNorm, Statistics, scaled
 
-MOST_CROPS = 2048
-"""Reached at about 8K; beyond, the share falls."""
+Network = Callable[[Tensor], Tensor]
+
 STIFFNESS = 10
 """How much the fit to the whole picture counts against even weights."""
 LEAST_WEIGHT = 0.1
@@ -36,11 +36,13 @@ class Design:
         side: cells of a crop on each side, or the picture's where that is less.
         margin: cells on each side of a crop that are not measured, since zero padding changes them; less than half.
         share: part of the picture that is measured.
+        most: crops; in a larger picture they are a smaller share.
     """
 
     side: int
     margin: int
     share: float
+    most: int
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def plan_crops(height: int, width: int, design: Design, batch_area: int) -> list
     high, wide, margin = min(design.side, height), min(design.side, width), design.margin
     batch = max(1, batch_area // (high * wide))
     share = math.ceil(design.share * height * width / (design.side - 2 * margin) ** 2)
-    wanted = min(max(batch, share), MOST_CROPS)
+    wanted = min(max(batch, share), design.most)
     tops = spread(height, high, math.sqrt(wanted * height / width))
     lefts = spread(width, wide, wanted / len(tops))
     rows = [(slice(top, top + high), counted(top, high, height, margin)) for top in tops]
@@ -102,36 +104,57 @@ def counted(start: int, side: int, length: int, margin: int) -> slice:
     return slice(0 if start == 0 else margin, side if start + side == length else side - margin)
 
 
-def estimate(
-    fn: Callable[[Tensor], Tensor],
-    x: Tensor,
-    read_scale: int,
-    batches: Sequence[Sequence[Crop]],
-    device: torch.device,
-    step: Callable[[], None],
-) -> Statistics:
-    """Statistics of the GroupNorms that `fn` calls, as `SharedGroupNorm` takes them.
+class Sample:
+    """Crops of a picture with their weights, which go through a network batch by batch.
 
     Args:
-        fn: the network.
-        x: its input [1, C, h * read_scale, w * read_scale], anywhere.
+        x: the network's input [1, C, h * read_scale, w * read_scale], anywhere.
         read_scale: samples of `x` a cell.
         batches: of `plan_crops` for h and w.
-        device: where `fn` computes.
-        step: called after every batch.
+        device: where the network computes.
     """
-    own = [[features(x[(0, slice(None), *crop.inner(read_scale))]) for crop in crops] for crops in batches]
-    sample = torch.stack([part for parts in own for part in parts])
-    weights = iter(calibrate(sample, features_of_whole(x[0], read_scale)))
-    statistics: Statistics = []
-    for crops in batches:
-        parts = [x[(..., *scaled(crop.box, read_scale))] for crop in crops]
-        rows, columns = crops[0].box
-        cells = rows.stop - rows.start, columns.stop - columns.start
-        with MeasuringGroupNorm(statistics, cells, [(crop.counted, next(weights)) for crop in crops]):
-            fn(torch.cat(parts).to(device, non_blocking=True))
-        step()
-    return statistics
+
+    def __init__(self, x: Tensor, read_scale: int, batches: Sequence[Sequence[Crop]], device: torch.device):
+        self.x, self.read_scale, self.batches, self.device = x, read_scale, batches, device
+        own = [[features(x[(0, slice(None), *crop.inner(read_scale))]) for crop in crops] for crops in batches]
+        sample = torch.stack([part for parts in own for part in parts])
+        weights = iter(calibrate(sample, features_of_whole(x[0], read_scale)))
+        self.counted = [[(crop.counted, next(weights)) for crop in crops] for crops in batches]
+        rows, columns = batches[0][0].box
+        self.cells = rows.stop - rows.start, columns.stop - columns.start
+
+    def estimate(self, fn: Network, step: Callable[[], None]) -> tuple[Statistics, Statistics]:
+        """Statistics of the GroupNorms that `fn` calls, and those of the last batch, which ran under them.
+
+        Args:
+            fn: the network.
+            step: called after every batch.
+        """
+        statistics: Statistics = []
+        last: Statistics = []
+        for crops, counted in zip(self.batches, self.counted, strict=True):
+            with MeasuringGroupNorm(statistics, self.cells, counted) as norms:
+                fn(self.read(crops))
+            last = norms.met
+            step()
+        return statistics, last
+
+    def correct(self, fn: Network, surveyed: Statistics, last: Statistics) -> Statistics:
+        """The whole picture's statistics under themselves, by running the last batch once more.
+
+        Args:
+            fn: the network.
+            surveyed: the whole picture's statistics under those of `estimate`.
+            last: of the last batch, from `estimate`.
+        """
+        with CorrectingGroupNorm(surveyed, last, self.cells, self.counted[-1]) as norms:
+            fn(self.read(self.batches[-1]))
+        return norms.corrected
+
+    def read(self, crops: Sequence[Crop]) -> Tensor:
+        """A batch as the network's input."""
+        parts = [self.x[(..., *scaled(crop.box, self.read_scale))] for crop in crops]
+        return torch.cat(parts).to(self.device, non_blocking=True)
 
 
 def features(x: Tensor) -> Tensor:

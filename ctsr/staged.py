@@ -13,8 +13,7 @@ itself: a cell sees at least the `WINDOW_OVERLAP` / 2 cells around it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from itertools import groupby
+from itertools import groupby, product
 from typing import Any, Literal
 
 import torch
@@ -23,8 +22,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from . import layerwise, tiling
-from .group_norm import SharedGroupNorm
-from .sampling import Crop, Design, estimate, plan_crops
+from .group_norm import SharedGroupNorm, Statistics, SurveyingGroupNorm, pool
+from .sampling import Crop, Design, Sample, plan_crops
 from .stages import Stage, Stages, reach
 
 Way = Literal["whole", "layers", "windows", "tiles"]
@@ -35,8 +34,8 @@ WINDOW = 128
 """Side of a window in cells, beyond that."""
 WINDOW_OVERLAP = 32
 """Cells that windows share; more than twice the reach of the convolutions beside the attention."""
-TILES_SAMPLE = Design(side=8, margin=1, share=1 / 8)
-WINDOWS_SAMPLE = Design(side=32, margin=6, share=1 / 4)
+TILES_SAMPLE = Design(side=8, margin=1, share=1 / 8, most=64)
+WINDOWS_SAMPLE = Design(side=32, margin=6, share=1 / 4, most=2048)
 ATTENTION_SCORES = 2**27
 """Scores of attention at a time, where torch has no implementation that keeps none."""
 
@@ -178,11 +177,12 @@ def count(group: Group, height: int, width: int, tile: int) -> int:
         return 1
     if group.way == "layers":
         return sum(layerwise.count(stage, height, width) for stage in group.stages)
+    batches = len(sample_of(group, height, width, tile))
     if group.way == "windows":
         rows, columns = (len(tiling.plan_overlap(side, WINDOW, WINDOW_OVERLAP)) for side in (height, width))
-    else:
-        rows, columns = (len(tiling.plan_halo(side, tile, reach(group.stages))) for side in (height, width))
-    return len(sample_of(group, height, width, tile)) + rows * columns
+        return batches + rows * columns
+    rows, columns = (len(tiling.plan_halo(side, tile, reach(group.stages))) for side in (height, width))
+    return batches + rows * columns + 1 + rows * columns  # sample, survey, correction, result
 
 
 def sample_of(group: Group, height: int, width: int, tile: int) -> list[list[Crop]]:
@@ -212,10 +212,11 @@ def run_group(
             y = group(x.to(device)).to(out_device)
             step()
             return y
+        run_parts = run_windows if group.way == "windows" else run_tiles
         return run_parts(group, x, cells, tile, device, out_device, step)
 
 
-def run_parts(
+def run_windows(
     group: Group,
     x: Tensor,
     cells: tuple[int, int],
@@ -224,25 +225,81 @@ def run_parts(
     out_device: torch.device,
     step: Steps,
 ) -> Tensor:
-    """The same for a group in windows or tiles."""
-    read, write = group.stages[0].read_scale, group.stages[-1].write_scale
-    statistics = estimate(group, x, read, sample_of(group, *cells, tile), device, step)
+    """The same for a group in windows, by a sample's statistics."""
+    read = group.stages[0].read_scale
+    statistics, _ = Sample(x, read, sample_of(group, *cells, tile), device).estimate(group, step)
+    return tiling.overlap_tiled(
+        under(statistics, group),
+        x,
+        WINDOW,
+        WINDOW_OVERLAP,
+        read_scale=read,
+        write_scale=group.stages[-1].write_scale,
+        device=device,
+        out_device=out_device,
+        on_tile=step,
+    )
+
+
+def run_tiles(
+    group: Group,
+    x: Tensor,
+    cells: tuple[int, int],
+    tile: int,
+    device: torch.device,
+    out_device: torch.device,
+    step: Steps,
+) -> Tensor:
+    """The same for a group in tiles, by the statistics of a survey of the whole picture."""
+    read = group.stages[0].read_scale
+    sample = Sample(x, read, sample_of(group, *cells, tile), device)
+    sampled, last = sample.estimate(group, step)
+    surveyed = survey(group, x, cells, tile, device, sampled, step)
+    statistics = sample.correct(group, surveyed, last)
+    step()
+    return tiling.halo_tiled(
+        under(statistics, group),
+        x,
+        tile,
+        reach(group.stages),
+        read_scale=read,
+        write_scale=group.stages[-1].write_scale,
+        device=device,
+        out_device=out_device,
+        on_tile=step,
+    )
+
+
+def under(statistics: Statistics, group: Group) -> Callable[[Tensor], Tensor]:
+    """The group, normalised by `statistics`."""
 
     def local(part: Tensor) -> Tensor:
         with SharedGroupNorm(statistics):
             return group(part)
 
-    tiled = partial(
-        tiling.overlap_tiled if group.way == "windows" else tiling.halo_tiled,
-        read_scale=read,
-        write_scale=write,
-        device=device,
-        out_device=out_device,
-        on_tile=step,
-    )
-    if group.way == "windows":
-        return tiled(local, x, WINDOW, WINDOW_OVERLAP)
-    return tiled(local, x, tile, reach(group.stages))
+    return local
+
+
+def survey(
+    group: Group,
+    x: Tensor,
+    cells: tuple[int, int],
+    tile: int,
+    device: torch.device,
+    statistics: Statistics,
+    step: Steps,
+) -> Statistics:
+    """What the GroupNorms of a group meet in the whole picture when they normalise by `statistics`."""
+    met: list[Statistics] = []
+    read = group.stages[0].read_scale
+    spans = (tiling.plan_halo(side, tile, reach(group.stages)) for side in cells)
+    for rows, columns in product(*spans):
+        size = rows.read_stop - rows.read_start, columns.read_stop - columns.read_start
+        with SurveyingGroupNorm(statistics, size, [((rows.core(1), columns.core(1)), 1)]) as norms:
+            group(x[..., rows.read(read), columns.read(read)].to(device, non_blocking=True))
+        met.append(norms.met)
+        step()
+    return [pool(parts) for parts in zip(*met, strict=True)]
 
 
 class ChunkedAttention(TorchFunctionMode):

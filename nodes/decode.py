@@ -62,7 +62,8 @@ def decode(
 ) -> Tensor:
     """IMAGE [B, H, W, 3 or 4] of unscaled latents [B, C, h, w], whose first is number `first` on the progress bar."""
     from ..ctsr import networks
-    from ..ctsr.pipeline_ctsr import check_tile, resize
+    from ..ctsr.execution import check_tile
+    from ..ctsr.pipeline_ctsr import resize
 
     check_choice("color_fix", color_fix, COLOR_FIXES)
     check_tile(tile, None)

@@ -112,7 +112,7 @@ def encode(
     `first` is the number of the first picture on the progress bar, `timestep` None the checkpoint's own.
     """
     from ..ctsr import networks
-    from ..ctsr.pipeline_ctsr import check_tile
+    from ..ctsr.execution import check_tile
 
     check_tile(tile, None)
     pipe = model.pipeline

@@ -54,7 +54,7 @@ def restore(
         ValueError: the checkpoint takes two encodes and the latent brings one.
     """
     from ..ctsr import networks
-    from ..ctsr.pipeline_ctsr import check_tile
+    from ..ctsr.execution import check_tile
 
     check_tile(tile, None)
     pipe = model.pipeline

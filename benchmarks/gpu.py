@@ -1,12 +1,14 @@
 """SD 2.1-size networks with random weights: our path against stock eager diffusers modules, on a GPU in one go.
 
-    python -m benchmarks.gpu                    everything, bf16, on the GPU
-    python -m benchmarks.gpu --compile          and torch.compile of the three networks
-    python -m benchmarks.gpu --tiny             the same at tiny size, to see that it runs (also without a GPU)
-    python -m benchmarks.gpu --device cpu --dtype fp32 --repeat 3 --no-pictures        the split on a CPU
+    python -m benchmarks.gpu                                everything, bf16, on the GPU
+    python -m benchmarks.gpu --compile reduce-overhead      and the pipeline compiled, with CUDA graphs
+    python -m benchmarks.gpu --tiny                         the same at tiny size, to see that it runs, also on a CPU
+    python -m benchmarks.gpu --device cpu --dtype fp32 --repeat 3 --batch 1 --no-pictures    on a CPU
 
-Ours is the pipeline's networks: channels-last, GroupNorm and attention as the pipeline has them. Both have the same
-weights and take turns; medians. The floor is the counted arithmetic over what one large matrix product attains.
+Ours is the pipeline's networks: channels-last, the decoder doubling by phases, GroupNorm and attention as the pipeline
+has them. All have the same weights and take turns; medians. Where time can go, by stage, for the stock modules: counted
+arithmetic over what one large matrix product attains, counted bytes over what one large copy attains, and the number of
+operators, each of which is a launch at least.
 """
 
 import copy
@@ -24,6 +26,8 @@ import typer
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import narrow
@@ -78,6 +82,29 @@ def attained_tflops(device: torch.device, dtype: torch.dtype, side: int) -> floa
     return 2 * side**3 / seconds / 1e12
 
 
+def attained_bandwidth(device: torch.device, megabytes: int) -> float:
+    """Bytes a second, read and written, of one large copy."""
+    a = torch.empty(megabytes * 2**20, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    return 2 * a.numel() / median_seconds({"copy": lambda: b.copy_(a)}, 5, device)["copy"]
+
+
+class Traffic(TorchDispatchMode):
+    """Counts operators that are no views, and the bytes of the tensors that they take and give."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operators, self.bytes = 0, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **kwargs or {})
+        if not func.is_view and torch.Tag.inplace_view not in func.tags:
+            tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+            self.operators += 1
+            self.bytes += sum(x.numel() * x.element_size() for x in tensors)
+        return result
+
+
 def build(tiny: bool, dtype: torch.dtype, device: torch.device) -> tuple[dict[str, nn.Module], CTSRPipeline]:
     """Stock modules, and a pipeline of their copies."""
     unet_shape, vae_shape = (narrow(SD21_UNET), narrow(SD21_VAE)) if tiny else (dict(SD21_UNET), dict(SD21_VAE))
@@ -102,7 +129,7 @@ def steps(stock: dict[str, nn.Module], ours: CTSRPipeline) -> Runs:
     return {
         "stock": {
             "encode": lambda x: vae.encode(x).latent_dist.mode(),
-            "unet": lambda z: unet(z, TIMESTEP, encoder_hidden_states=embeds).sample,
+            "unet": lambda z: unet(z, TIMESTEP, encoder_hidden_states=embeds.expand(len(z), -1, -1)).sample,
             "decode": lambda z: vae.decode(z).sample,
         },
         "ours": {
@@ -113,33 +140,46 @@ def steps(stock: dict[str, nn.Module], ours: CTSRPipeline) -> Runs:
     }
 
 
-def inputs(side: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """What each step is given, for a result of side x side pixels."""
-    z = torch.randn(1, 4, side // 8, side // 8, device=device).to(dtype)
-    x = torch.rand(1, 3, side, side, device=device).to(dtype) * 2 - 1
+def inputs(tiles: int, side: int, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    """What each step is given, for so many results of side x side pixels."""
+    z = torch.randn(tiles, 4, side // 8, side // 8, device=device).to(dtype)
+    x = torch.rand(tiles, 3, side, side, device=device).to(dtype) * 2 - 1
     return {"encode": x, "unet": z, "decode": z}
 
 
-def print_split(runs: Runs, given: dict[str, Tensor], repeat: int, device: torch.device, tflops: float) -> None:
-    """Seconds of each step by each path, against the arithmetic's floor."""
-    print(f"{'':8s}" + "".join(f"{name:>18s}" for name in runs) + f"{'TFLOP':>10s}{'floor':>12s}")
+def print_floors(run: dict[str, Run], given: dict[str, Tensor], device: torch.device, tflops: float) -> float:
+    """Where the time of each stage can go; the arithmetic's seconds of all together."""
+    bandwidth = attained_bandwidth(device, 64 if device.type == "cpu" else 1024)
+    print(f"copy {bandwidth / 1e9:.0f} GB/s")
+    print(f"{'':8s}{'TFLOP':>10s}{'arithmetic':>14s}{'GB':>10s}{'bytes':>14s}{'operators':>12s}")
+    total = 0.0
+    for stage in STAGES:
+        with FlopCounterMode(display=False) as counter, Traffic() as traffic:
+            run[stage](given[stage])
+        work = counter.get_total_flops() / 1e12
+        total += work / tflops
+        times = 1e3 * work / tflops, 1e3 * traffic.bytes / bandwidth
+        print(
+            f"{stage:8s}{work:>10.3f}{times[0]:>11.1f} ms{traffic.bytes / 1e9:>10.2f}{times[1]:>11.1f} ms"
+            f"{traffic.operators:>12d}"
+        )
+    return total
+
+
+def print_split(runs: Runs, given: dict[str, Tensor], repeat: int, device: torch.device, floor: float) -> None:
+    """Seconds a tile of each stage by each path; `floor` is the arithmetic's of all stages."""
+    print(f"{'':8s}" + "".join(f"{name:>18s}" for name in runs))
     totals: dict[str, float] = defaultdict(float)
     for stage in STAGES:
-        counter = FlopCounterMode(display=False)
-        with counter:
-            runs["stock"][stage](given[stage])
-        work = counter.get_total_flops() / 1e12
-        calls = {name: partial(steps[stage], given[stage]) for name, steps in runs.items()}
+        calls = {name: partial(of[stage], given[stage]) for name, of in runs.items()}
         seconds = median_seconds(calls, repeat, device)
+        tiles = len(given[stage])
         for name, value in seconds.items():
-            totals[name] += value
-        totals["TFLOP"] += work
-        row = "".join(f"{1e3 * seconds[name]:>15.1f} ms" for name in runs)
-        print(f"{stage:8s}{row}{work:>10.3f}{1e3 * work / tflops:>9.1f} ms")
-    row = "".join(f"{1e3 * totals[name]:>15.1f} ms" for name in runs)
-    print(f"{'all':8s}{row}{totals['TFLOP']:>10.3f}{1e3 * totals['TFLOP'] / tflops:>9.1f} ms")
+            totals[name] += value / tiles
+        print(f"{stage:8s}" + "".join(f"{1e3 * seconds[name] / tiles:>15.1f} ms" for name in runs))
+    print(f"{'all':8s}" + "".join(f"{1e3 * totals[name]:>15.1f} ms" for name in runs))
     for name in runs:
-        print(f"{name}: {totals['stock'] / totals[name]:.2f} times stock's speed")
+        print(f"{name}: {totals['stock'] / totals[name]:.2f} times stock's speed, {totals[name] / floor:.2f} floors")
 
 
 def differences(runs: Runs, given: dict[str, Tensor]) -> None:
@@ -180,10 +220,11 @@ def pictures(ours: CTSRPipeline, sides: tuple[int, ...], device: torch.device) -
         print(f"{side}x{side} -> {4 * side}x{4 * side}: {seconds:.2f} s, peak of the device {peak:.2f} GiB")
 
 
-def compiled(runs: dict[str, Run]) -> dict[str, Run]:
-    """The same by torch.compile."""
-    compile: Any = torch.compile  # half of its types are unknown
-    return {stage: compile(run) for stage, run in runs.items()}
+def compiled(stock: dict[str, nn.Module], ours: CTSRPipeline, mode: str) -> dict[str, Run]:
+    """Those of a compiled copy of the pipeline."""
+    fast = copy.deepcopy(ours)
+    fast.compile(mode=mode)
+    return steps(stock, fast)["ours"]
 
 
 @torch.no_grad()
@@ -193,7 +234,8 @@ def main(
     dtype: DType = DType.bf16,
     side: Annotated[int, typer.Option(help="pixels of a tile")] = 512,
     repeat: int = 10,
-    compile: Annotated[bool, typer.Option("--compile", help="torch.compile too")] = False,
+    batch: Annotated[int, typer.Option(help="tiles at once, in a second table")] = networks.MOST_TILES,
+    compile: Annotated[str, typer.Option(help="mode of torch.compile, to measure that too: reduce-overhead")] = "",
     with_pictures: Annotated[bool, typer.Option("--pictures/--no-pictures")] = True,
 ) -> None:
     """Prints everything."""
@@ -204,13 +246,17 @@ def main(
     tflops = attained_tflops(where, DTYPES[dtype], 512 if where.type == "cpu" else 8192)
     print(f"{kind}, torch {torch.__version__}, {dtype.value}, tile {side}x{side}, product {tflops:.2f} TFLOP/s")
     stock, ours = build(tiny, DTYPES[dtype], where)
-    runs, given = steps(stock, ours), inputs(side, DTYPES[dtype], where)
+    runs, given = steps(stock, ours), inputs(1, side, DTYPES[dtype], where)
     differences(runs, given)
-    if compile:
-        runs["compiled"] = compiled(runs["ours"])
-    print_split(runs, given, repeat, where, tflops)
+    floor = print_floors(runs["stock"], given, where, tflops)
     if not tiny and side == 512:
         print("stated TFLOP: " + ", ".join(f"{stage} {work}" for stage, work in ROOFLINE_TFLOP.items()))
+    if compile:
+        runs["compiled"] = compiled(stock, ours, compile)
+    print_split(runs, given, repeat, where, floor)
+    if batch > 1:
+        print(f"{batch} tiles at once, a tile")
+        print_split(runs, inputs(batch, side, DTYPES[dtype], where), repeat, where, floor)
     attention(ours, given["unet"], repeat, where)
     stock.clear()
     runs.clear()

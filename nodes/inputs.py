@@ -51,7 +51,7 @@ def tile_input() -> io.Input:
         default=0,
         min=0,
         max=LARGEST_TILE,
-        step=64,
+        step=128,
         tooltip="Side of a tile in pixels of the result: 0 (automatic: untiled where the picture fits into memory), or "
         f"128 to {LARGEST_TILE}. Smaller tiles take less memory and more time.",
     )

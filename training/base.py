@@ -1,20 +1,17 @@
 """Stable Diffusion 2.1-base as the starting point of training: its shapes, its folder as a pipeline of a family."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from safetensors import SafetensorError
 
-from ctsr import CheckpointError, CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, get_family
+from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, get_family
 from ctsr.prompts import encode_prompts
+from ctsr.stable_diffusion import check_epsilon, read
 from training.channels import widen_conv_out
-
-ModelT = TypeVar("ModelT", AutoencoderKL, UNet2DConditionModel)
 
 SD21_UNET: Mapping[str, Any] = MappingProxyType(
     {
@@ -81,26 +78,3 @@ def load_base(folder: Path, family: str, prompt: str = "", time_aware: bool = Tr
         PromptEmbeddings.from_embeds(embeds),
         family=family,
     )
-
-
-def check_epsilon(folder: Path) -> None:
-    """Raises CheckpointError for SD 2.1's 768-pixel sibling, whose UNet predicts v; the files look alike otherwise."""
-    config = folder / "scheduler" / "scheduler_config.json"
-    if not config.is_file():
-        return
-    kind = json.loads(config.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
-    if kind != "epsilon":
-        raise CheckpointError(f"{folder} is of {kind}: give Stable Diffusion 2.1-base, which predicts the noise.")
-
-
-def read(cls: type[ModelT], folder: Path) -> ModelT:
-    """A model that diffusers saved, fp32; raises CheckpointError with what to do."""
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} is not there: give a Stable Diffusion 2.1-base folder in diffusers' layout.")
-    try:
-        model, keys = cast(Any, cls).from_pretrained(folder, low_cpu_mem_usage=False, output_loading_info=True)
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be loaded ({str(error).splitlines()[0]}); fetch it again.") from error
-    if keys["missing_keys"]:  # diffusers leaves these at random
-        raise CheckpointError(f"{folder} cannot be loaded ({keys['missing_keys'][0]} is missing); fetch it again.")
-    return model.float()

@@ -18,6 +18,8 @@ Box = tuple[slice, slice]
 """Rows and columns, with start and stop."""
 TINY = 1e-12
 """Variance that is added where it is measured, and taken off again."""
+MEASURED = 2**23
+"""Values that are copied at a time to be measured, or one group."""
 FLAT = 1e-6
 """Variance that tells nothing: the epsilon of Stable Diffusion's norms, which they do not amplify."""
 
@@ -42,12 +44,21 @@ Statistics = list[Moments]
 
 
 def measure(x: Tensor, groups: int) -> Moments:
-    """Moments of [C, h, w], at least in fp32."""
+    """Moments of [C, h, w], at least in fp32; a few groups at a time, since it takes two copies."""
+    each = x.shape[0] // groups
+    step = each * max(1, MEASURED // (each * x[0].numel()))
+    chunks = [x[first : first + step] for first in range(0, x.shape[0], step)]
+    parts = [moments_of(chunk, chunk.shape[0] // each) for chunk in chunks]
+    mean, var = (torch.cat(values) for values in zip(*parts, strict=True))
+    return Moments(x[0].numel(), mean, var)
+
+
+def moments_of(x: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each group of [C, h, w]."""
     # GroupNorm itself: torch's reductions over channels-last tensors are several times slower.
-    x = x.to(precise(x)).contiguous()[None]
-    samples = x.shape[2] * x.shape[3]
-    _, mean, rstd = torch.native_group_norm(x, None, None, 1, x.shape[1], samples, groups, TINY)
-    return Moments(samples, mean[0], rstd[0].pow(-2) - TINY)
+    x = x.to(precise(x), memory_format=torch.contiguous_format).contiguous()[None]
+    _, mean, rstd = torch.native_group_norm(x, None, None, 1, x.shape[1], x[0, 0].numel(), groups, TINY)
+    return mean[0], rstd[0].pow(-2) - TINY
 
 
 def precise(x: Tensor) -> torch.dtype:

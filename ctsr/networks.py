@@ -226,7 +226,7 @@ def describe_tiles(network: Network, height: int, width: int, tile: int | None, 
         groups = staged.plan(network.stages, height, width, tile, memory / network.module_dtype.itemsize)
         if not {"tiles", "windows"} & {group.way for group in groups}:
             return "untiled, in layers"
-        return f"{pixels} (normalised by a sample)"
+        return f"{pixels} (normalised as one picture)"
     return f"{pixels} (halo {network.halo * PIXELS_PER_CELL})"
 
 

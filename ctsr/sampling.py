@@ -1,5 +1,7 @@
 """GroupNorm statistics of a picture that is too large to keep any activation of it: estimated from a sample.
 
+A survey of the whole picture (`staged`) can then be corrected by the same sample.
+
 The sample is small crops at native resolution, spread evenly; where they lie depends on the picture's size alone. Crops
 run in batches of one tile's area, and every batch normalises by all that was met so far.
 

@@ -5,7 +5,19 @@ Each stage runs in the first of these ways that the memory allows:
 - whole, if that takes no more than its network does on one tile;
 - layer by layer (`layerwise`), if what is kept between layers fits: the same result;
 - by tiles with halo and crop, whose GroupNorms are given statistics of the whole picture: then a stage is a local
-  function, and tiles are exact but for the statistics, which are measured on a sample (`sampling`). Seams cannot arise.
+  function, and tiles are exact but for the statistics. Seams cannot arise.
+
+Statistics of tiles take a sample and a survey, that is one more pass over the tiles. A survey alone would not do, since
+whatever is changed in a GroupNorm's statistics changes those of all later ones:
+
+1. A sample of crops (`sampling`) gives statistics that agree with each other, but are off by a percent.
+2. Every tile is run under these, and its core is measured: the whole picture's statistics under the sample's.
+3. A batch of the sample is run under the corrected ones, GroupNorm by GroupNorm. How much it changes since the first
+   time is how much the survey's later statistics have to change.
+
+What remains is of second order: SD 2.1's decoder, of random weights, on half flat, half textured latents of 128x128 in
+tiles of 64: mean error 0.03/255, largest 0.4/255, where the sample alone leaves 0.8 and 13. The cost is that of two
+passes over the tiles, and of at most two times 128 crops of 8x8 cells.
 
 A stage with attention is run whole up to `WHOLE_CELLS`. Beyond, it is run in blended windows, each of which attends to
 itself: a cell sees at least the `WINDOW_OVERLAP` / 2 cells around it.
@@ -34,7 +46,7 @@ WINDOW = 128
 """Side of a window in cells, beyond that."""
 WINDOW_OVERLAP = 32
 """Cells that windows share; more than twice the reach of the convolutions beside the attention."""
-TILES_SAMPLE = Design(side=8, margin=1, share=1 / 8, most=64)
+TILES_SAMPLE = Design(side=8, margin=1, share=1 / 8, most=128)
 WINDOWS_SAMPLE = Design(side=32, margin=6, share=1 / 4, most=2048)
 ATTENTION_SCORES = 2**27
 """Scores of attention at a time, where torch has no implementation that keeps none."""
@@ -72,7 +84,7 @@ def run(
         tile: side of a tile in cells, for stages that are tiled.
         memory: values that a stage may hold when it is run by layers.
         device: where the network computes.
-        on_tile: called after every tile of every layer and stage, and after every batch of a sample.
+        on_tile: called after every tile of every layer, stage and survey, and after every batch of a sample.
 
     Returns:
         [B, C', h * write_scale, w * write_scale] fp32 where x lies.
@@ -250,24 +262,36 @@ def run_tiles(
     out_device: torch.device,
     step: Steps,
 ) -> Tensor:
-    """The same for a group in tiles, by the statistics of a survey of the whole picture."""
-    read = group.stages[0].read_scale
-    sample = Sample(x, read, sample_of(group, *cells, tile), device)
-    sampled, last = sample.estimate(group, step)
-    surveyed = survey(group, x, cells, tile, device, sampled, step)
-    statistics = sample.correct(group, surveyed, last)
-    step()
+    """The same for a group in tiles, by a survey's statistics."""
+    statistics = whole_statistics(group, x, cells, tile, device, step)
     return tiling.halo_tiled(
         under(statistics, group),
         x,
         tile,
         reach(group.stages),
-        read_scale=read,
+        read_scale=group.stages[0].read_scale,
         write_scale=group.stages[-1].write_scale,
         device=device,
         out_device=out_device,
         on_tile=step,
     )
+
+
+def whole_statistics(
+    group: Group,
+    x: Tensor,
+    cells: tuple[int, int],
+    tile: int,
+    device: torch.device,
+    step: Callable[[], None],
+) -> Statistics:
+    """Those of the whole picture that a group in tiles is to normalise by, to second order of the sample's error."""
+    sample = Sample(x, group.stages[0].read_scale, sample_of(group, *cells, tile), device)
+    sampled, last = sample.estimate(group, step)
+    surveyed = survey(group, x, cells, tile, device, sampled, step)
+    statistics = sample.correct(group, surveyed, last)
+    step()
+    return statistics
 
 
 def under(statistics: Statistics, group: Group) -> Callable[[Tensor], Tensor]:
@@ -287,7 +311,7 @@ def survey(
     tile: int,
     device: torch.device,
     statistics: Statistics,
-    step: Steps,
+    step: Callable[[], None],
 ) -> Statistics:
     """What the GroupNorms of a group meet in the whole picture when they normalise by `statistics`."""
     met: list[Statistics] = []

@@ -7,7 +7,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctsr.group_norm import MeasuringGroupNorm, Moments, SharedGroupNorm, Statistics, measure, pool
+from ctsr import group_norm
+from ctsr.group_norm import (
+    CorrectingGroupNorm,
+    MeasuringGroupNorm,
+    Moments,
+    SharedGroupNorm,
+    Statistics,
+    SurveyingGroupNorm,
+    carried,
+    measure,
+    pool,
+)
 
 GROUPS, CHANNELS = 4, 12
 
@@ -41,6 +52,15 @@ def test_measure(picture, dtype, memory_format):
     met, grouped = measure(x[0], GROUPS), x[0].double().reshape(GROUPS, -1)
     torch.testing.assert_close(met.mean, grouped.mean(1).float())
     torch.testing.assert_close(met.var, grouped.var(1, correction=0).float(), rtol=1e-4, atol=0)
+
+
+def test_measuring_a_few_groups_at_a_time_is_the_same(picture, monkeypatch):
+    expected = measure(picture[0], GROUPS)
+    for values in (1, 3 * picture[0, :3].numel()):
+        monkeypatch.setattr(group_norm, "MEASURED", values)
+        met = measure(picture[0], GROUPS)
+        assert torch.equal(met.mean, expected.mean)
+        assert torch.equal(met.var, expected.var)
 
 
 def test_moments_of_parts_pool_to_those_of_the_whole(picture):
@@ -108,6 +128,53 @@ def test_margins_and_weights_count(picture, norm):
     left, right = measure(picture[0, :, 2:, :9], GROUPS), measure(picture[0, :, :, 15:], GROUPS)
     share = 0.5 * left.area / (0.5 * left.area + 2 * right.area)
     torch.testing.assert_close(statistics[0].mean, share * left.mean + (1 - share) * right.mean)
+
+
+@pytest.fixture
+def halves(picture: Tensor) -> list[Tensor]:
+    """Flat and textured."""
+    return list(picture.split(12, dim=-1))
+
+
+def test_a_survey_measures_under_what_it_is_given(picture, norm, halves):
+    given, box = [Moments(1, torch.zeros(GROUPS), torch.ones(GROUPS))], ((slice(2, 16), slice(0, 9)), 1)
+    with SurveyingGroupNorm(given, (16, 12), [box]) as norms:
+        y = norm(halves[0])
+    with SharedGroupNorm(given):
+        torch.testing.assert_close(y, norm(halves[0]))
+    expected = measure(picture[0, :, 2:, :9], GROUPS)
+    torch.testing.assert_close(norms.met[0].mean, expected.mean)
+    torch.testing.assert_close(norms.met[0].var, expected.var)
+
+
+def test_correction_is_exact_where_groups_are_only_scaled_and_shifted(picture, halves):
+    """A half is the sample. Its first statistics are far off; the survey's second ones are those under the first."""
+    norm = nn.GroupNorm(GROUPS, CHANNELS, affine=False)
+
+    def network(x: Tensor) -> Tensor:
+        return norm(2 * norm(x) + 1)
+
+    sampled, whole_ones, box = [], [], [(whole(16, 12), 1)]
+    with MeasuringGroupNorm(whole_ones, (16, 24), [(whole(16, 24), 1)]):
+        network(picture)
+    with MeasuringGroupNorm(sampled, (16, 12), box) as first:
+        network(halves[1])
+    with SurveyingGroupNorm(sampled, (16, 24), [(whole(16, 24), 1)]) as survey:
+        network(picture)
+    with CorrectingGroupNorm(survey.met, first.met, (16, 12), box) as norms:
+        network(halves[1])
+    for index, exact in enumerate(whole_ones):
+        torch.testing.assert_close(norms.corrected[index].mean, exact.mean, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(norms.corrected[index].var, exact.var, rtol=1e-3, atol=1e-4)
+    assert (survey.met[1].var / whole_ones[1].var - 1).abs().max() > 0.1  # not without
+
+
+def test_flat_parts_carry_nothing_over():
+    flat = Moments(1, torch.zeros(GROUPS), torch.full((GROUPS,), 1e-12))
+    noisier = Moments(1, torch.zeros(GROUPS), torch.full((GROUPS,), 4e-12))
+    kept = carried(Moments(7, torch.ones(GROUPS), torch.ones(GROUPS)), flat, noisier)
+    torch.testing.assert_close(kept.var, torch.ones(GROUPS))
+    torch.testing.assert_close(kept.mean, torch.ones(GROUPS))
 
 
 def test_other_threads_and_later_calls_are_left_alone(picture, norm):

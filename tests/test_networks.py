@@ -64,7 +64,7 @@ def test_tiles_in_words_and_their_memory(tiny_mini, tiny_sd):
     halo = every(tiny_mini)[0]
     assert networks.describe_tiles(staged, 64, 64, None, 0) == "untiled"
     assert networks.describe_tiles(staged, 64, 64, 32, 1e12) == "untiled, in layers"
-    assert networks.describe_tiles(staged, 64, 64, 32, 0) == "tiles of 256 pixels (normalised by a sample)"
+    assert networks.describe_tiles(staged, 64, 64, 32, 0) == "tiles of 256 pixels (normalised as one picture)"
     assert networks.describe_tiles(blended, 64, 64, 32, 0) == "tiles of 256 pixels (blended)"
     assert networks.describe_tiles(halo, 64, 64, 32, 0) == f"tiles of 256 pixels (halo {halo.halo * 8})"
     for network in (staged, blended, halo):

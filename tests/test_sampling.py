@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctsr.sampling import MOST_CROPS, Crop, Design, calibrate, features, features_of_whole, plan_crops, spread
+from ctsr.sampling import Crop, Design, calibrate, features, features_of_whole, plan_crops, spread
 
-DESIGN = Design(side=8, margin=1, share=1 / 8)
+DESIGN = Design(side=8, margin=1, share=1 / 8, most=2048)
 SIZES = [(1, 1), (3, 40), (8, 8), (9, 8), (31, 57), (128, 128), (270, 480)]
 
 
@@ -39,7 +39,7 @@ def test_the_share_is_measured_and_every_batch_is_spread(height: int, width: int
 
 
 def test_the_sample_of_a_huge_picture_is_bounded():
-    assert len(crops_of(plan_crops(4096, 4096, DESIGN, 6000))) <= 1.05 * MOST_CROPS
+    assert len(crops_of(plan_crops(4096, 4096, DESIGN, 6000))) <= 1.05 * DESIGN.most
 
 
 def test_spread_reaches_both_borders():

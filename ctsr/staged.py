@@ -25,6 +25,7 @@ itself: a cell sees at least the `WINDOW_OVERLAP` / 2 cells around it.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby, product
 from typing import Any, Literal
 
@@ -224,11 +225,10 @@ def run_group(
             y = group(x.to(device)).to(out_device)
             step()
             return y
-        run_parts = run_windows if group.way == "windows" else run_tiles
         return run_parts(group, x, cells, tile, device, out_device, step)
 
 
-def run_windows(
+def run_parts(
     group: Group,
     x: Tensor,
     cells: tuple[int, int],
@@ -237,38 +237,14 @@ def run_windows(
     out_device: torch.device,
     step: Steps,
 ) -> Tensor:
-    """The same for a group in windows, by a sample's statistics."""
-    read = group.stages[0].read_scale
-    statistics, _ = Sample(x, read, sample_of(group, *cells, tile), device).estimate(group, step)
-    return tiling.overlap_tiled(
-        under(statistics, group),
+    """The same for a group in windows or tiles."""
+    if group.way == "windows":
+        tiled = partial(tiling.overlap_tiled, tile=WINDOW, overlap=WINDOW_OVERLAP)
+    else:
+        tiled = partial(tiling.halo_tiled, tile=tile, halo=reach(group.stages))
+    return tiled(
+        under(whole_statistics(group, x, cells, tile, device, step), group),
         x,
-        WINDOW,
-        WINDOW_OVERLAP,
-        read_scale=read,
-        write_scale=group.stages[-1].write_scale,
-        device=device,
-        out_device=out_device,
-        on_tile=step,
-    )
-
-
-def run_tiles(
-    group: Group,
-    x: Tensor,
-    cells: tuple[int, int],
-    tile: int,
-    device: torch.device,
-    out_device: torch.device,
-    step: Steps,
-) -> Tensor:
-    """The same for a group in tiles, by a survey's statistics."""
-    statistics = whole_statistics(group, x, cells, tile, device, step)
-    return tiling.halo_tiled(
-        under(statistics, group),
-        x,
-        tile,
-        reach(group.stages),
         read_scale=group.stages[0].read_scale,
         write_scale=group.stages[-1].write_scale,
         device=device,
@@ -285,9 +261,11 @@ def whole_statistics(
     device: torch.device,
     step: Callable[[], None],
 ) -> Statistics:
-    """Those of the whole picture that a group in tiles is to normalise by, to second order of the sample's error."""
+    """Those of the whole picture that a group is to normalise by: windows a sample's, tiles a survey's."""
     sample = Sample(x, group.stages[0].read_scale, sample_of(group, *cells, tile), device)
     sampled, last = sample.estimate(group, step)
+    if group.way == "windows":
+        return sampled
     surveyed = survey(group, x, cells, tile, device, sampled, step)
     statistics = sample.correct(group, surveyed, last)
     step()

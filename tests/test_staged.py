@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.tiles import border_energy
 from ctsr import TimeAwareAutoencoderKL, layerwise, networks, staged, tiling
 from ctsr.group_norm import MeasuringGroupNorm, Moments, SharedGroupNorm, Statistics
 from ctsr.sampling import Sample
@@ -74,17 +75,6 @@ def memory_for(network: networks.Network, way: str) -> float:
 def naive(network: networks.Network, x: Tensor) -> Tensor:
     """Blended tiles that normalise by themselves."""
     return networks.run_tiled(replace(network, stages=(), halo=None), x, TILE, TILE // 2, None)
-
-
-def border_energy(y: Tensor, whole: Tensor, pitch: int) -> float:
-    """Gradient energy across tile borders over that elsewhere, relative to the same ratio of the untiled result."""
-
-    def ratio(image: Tensor) -> Tensor:
-        energy = image.diff(dim=-1).square().mean((0, 1, 2))
-        border = torch.arange(1, image.shape[-1]) % pitch == 0
-        return energy[border].mean() / energy[~border].mean()
-
-    return float(ratio(y) / ratio(whole))
 
 
 def violated(y: Tensor, whole: Tensor, pitch: int) -> set[str]:

@@ -60,7 +60,7 @@ class ExecutionMixin:
         return torch.device(gpu.type)
 
     def enable_tiling(self, tile: int = DEFAULT_TILE) -> None:
-        """Makes `__call__` work in tiles of `tile` pixels whenever it is given none; without, only what does not fit.
+        """Makes `__call__` work in tiles of `tile` pixels whenever it is given none; without, they are automatic.
 
         Our own tiling: diffusers' (`pipe.vae.enable_tiling`) drops the timestep and shifts colours.
 
@@ -71,7 +71,7 @@ class ExecutionMixin:
         self.default_tile = tile
 
     def disable_tiling(self) -> None:
-        """Back to tiles only where a picture does not fit."""
+        """Back to automatic tiles, see `__call__`."""
         self.default_tile = 0
 
     enable_vae_tiling = enable_tiling
@@ -103,6 +103,9 @@ class ExecutionMixin:
 
         Args:
             options: of torch.compile: mode="reduce-overhead" for CUDA graphs, "max-autotune" to search for kernels.
+
+        Raises:
+            TypeError: an option that torch.compile does not take.
         """
         vae: Any = self.vae
         for module in (self.unet, vae.encoder, vae.decoder):

@@ -468,7 +468,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             t_map: a map of t over the picture instead of `t`, of any size: a tensor [h, w] in [0, 1] or a grey picture
                 (black = 0); it is resized to the latents.
             tile: side of a tile in output pixels; 0 takes that of `enable_tiling`, else chooses by picture size and
-                total memory, and does not tile when the picture fits.
+                total memory, and does not tile when the picture fits. UNets with attention are tiled beyond 768x768.
             tile_overlap: output pixels that tiles share, for networks that normalise over space (128 by default, never
                 more than half a tile); others compute theirs.
             color_fix: "none", "wavelet" or "adain"; the checkpoint's own by default.

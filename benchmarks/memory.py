@@ -6,7 +6,6 @@ python -m benchmarks.memory table --stages           numbers alive a pixel in ea
 python -m benchmarks.memory table --stages --shape sd21 --side 512
 """
 
-import os
 import resource
 import subprocess
 import sys
@@ -26,8 +25,6 @@ SIZES = {"2K": (270, 480), "4K": (540, 960), "8K": (1080, 1920)}  # of the input
 NARROW = 8
 """sd-narrow's widths are those of SD 2.1 divided by this."""
 NARROW_MEMORY = 2 * 2**30
-NARROW_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**25 // NARROW)}
-"""glibc gives blocks of 32 MiB and more back at once, and holds on to smaller ones, which narrow networks' would be."""
 app = typer.Typer()
 
 
@@ -113,7 +110,7 @@ def table(
         runs = [["picture", str(h), str(w)] for h, w in SIZES.values()]
     for arguments in runs:
         command = [sys.executable, "-m", "benchmarks.memory", *arguments, "--shape", shape.value]
-        subprocess.run(command, check=True, env=os.environ | (NARROW_MALLOC if shape is Shape.narrow else {}))
+        subprocess.run(command, check=True)
 
 
 if __name__ == "__main__":

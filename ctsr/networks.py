@@ -14,7 +14,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
-from . import staged, tiling
+from . import heap, staged, tiling
 from .families import Timestep
 from .stages import Stages, decoder_stages, encoder_stages, has_stages, reach
 from .tiling import PIXELS_PER_CELL
@@ -252,6 +252,9 @@ def run_tiled(
     """
     scales: Any = {"read_scale": network.read_scale, "write_scale": network.write_scale}
     device = device or x.device
+    large = network.halo is None or bool(network.stages)  # the mini's tiles leave little, and are done in no time
+    if large and tile is not None and device.type == "cpu":
+        on_tile = giving_back(on_tile)
     if network.stages and tile is not None:
         wake(network.module)
         values = memory / network.module_dtype.itemsize
@@ -273,6 +276,17 @@ def run_tiled(
         device=device,
         on_tile=on_tile,
     )
+
+
+def giving_back(on_tile: tiling.TileCallback | None) -> tiling.TileCallback:
+    """The same, after what a tile has left in the heap went back to the system."""
+
+    def after(done: int, total: int) -> None:
+        heap.give_back()
+        if on_tile is not None:
+            on_tile(done, total)
+
+    return after
 
 
 def wake(module: nn.Module) -> None:

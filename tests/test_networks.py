@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ctsr import CTSRPipeline, networks
+from ctsr import CTSRPipeline, heap, networks
 from ctsr.tiling import TILE_LADDER
 
 CPU = torch.device("cpu")
@@ -159,3 +159,21 @@ def test_settled_weights_are_channels_last_aligned_and_the_same():
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
     assert conv.weight.data_ptr() % networks.ALIGNMENT == 0
     assert all(torch.equal(a, b) for a, b in zip(values, conv.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(("name", "gives"), [("tiny_sd", True), ("tiny_mini", False)])
+def test_what_large_tiles_leave_in_the_heap_is_given_back_before_the_next(name, gives, request, monkeypatch):
+    events: list[str] = []
+    monkeypatch.setattr(heap, "give_back", lambda: events.append("given back"))
+    for network, x in zip(every(request.getfixturevalue(name)), inputs_of(name, 192), strict=True):
+        events.clear()
+        with torch.no_grad():
+            networks.run_tiled(network, x, 16, 8, lambda done, total: events.append("told"))
+        assert events.count("told") > 1
+        assert events == ["given back", "told"] * (len(events) // 2) if gives else "given back" not in events
+
+
+def inputs_of(name: str, side: int) -> list[torch.Tensor]:
+    """For encoder, UNet and decoder."""
+    latents = torch.zeros(1, 4, side // 8, side // 8)
+    return [torch.zeros(1, 3, side, side), latents, latents]

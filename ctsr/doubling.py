@@ -64,7 +64,8 @@ def pairs(weight: Tensor, side: int) -> tuple[Tensor, Tensor]:
 def interleave(phases: Tensor, height: int, width: int) -> Tensor:
     """[B, 4C, height + 1, width + 1] -> [B, C, 2 * height, 2 * width]; odd samples begin one further on."""
     batch, channels = len(phases), phases.shape[1] // 4
-    result = phases.new_empty(batch, channels, 2 * height, 2 * width).to(memory_format=torch.channels_last)
+    size = batch, channels, 2 * height, 2 * width
+    result = torch.empty(size, dtype=phases.dtype, device=phases.device, memory_format=torch.channels_last)
     for index, phase in enumerate(phases.chunk(4, dim=1)):
         top, left = divmod(index, 2)
         result[..., top::2, left::2] = phase[..., top : top + height, left : left + width]

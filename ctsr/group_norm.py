@@ -71,11 +71,10 @@ def pool(parts: Sequence[Moments]) -> Moments:
     if len(parts) == 1:
         return parts[0]
     total = sum(part.area for part in parts)
-    shares = torch.tensor([part.area / total for part in parts], device=parts[0].mean.device)[:, None]
-    means = torch.stack([part.mean for part in parts])
-    mean = (shares * means).sum(0)
-    spreads = torch.stack([part.var for part in parts]) + (means - mean).square()
-    return Moments(total, mean, (shares * spreads).sum(0))
+    shares = [part.area / total for part in parts]  # numbers: a tensor of them would wait for the GPU
+    mean = torch.stack([share * part.mean for share, part in zip(shares, parts, strict=True)]).sum(0)
+    spreads = [part.var + (part.mean - mean).square() for part in parts]
+    return Moments(total, mean, torch.stack([a * b for a, b in zip(shares, spreads, strict=True)]).sum(0))
 
 
 def carried(moments: Moments, before: Moments, after: Moments) -> Moments:

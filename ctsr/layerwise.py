@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .group_norm import Moments, SharedGroupNorm, measure, pool
 from .stages import Modules, Stage
-from .tiling import Sink, Span, plan_halo
+from .tiling import Sink, Span, move, plan_halo
 
 TILE = 128
 """Samples of the coarser grid."""
@@ -127,10 +127,11 @@ class Layers:
 
     def second_half(self, resnet: Any, moments: Moments, groups: int) -> Moments:
         """norm2 to conv2, added to `x`. Statistics of the sum."""
+        emb = self.stage.embed(self.hidden)
 
         def layer(tile: Tile) -> Moments:
             with SharedGroupNorm([moments]):
-                h = modulate(resnet, resnet.norm2(self.hidden[read(tile, FINE)]), self.stage.embed(self.hidden))
+                h = modulate(resnet, resnet.norm2(self.hidden[read(tile, FINE)]), emb)
             h = core(resnet.conv2(resnet.nonlinearity(h)), tile, FINE)
             place = write(tile, FINE)
             self.x[place] = (self.x[place] + h) / resnet.output_scale_factor
@@ -158,7 +159,7 @@ class Layers:
 
     def source(self, tile: Tile) -> Tensor:
         """What a resnet gets, on the finer grid, halo and all."""
-        y = self.x[read(tile, self.read_factor)].to(self.device, self.dtype, non_blocking=True)
+        y = move(self.x[read(tile, self.read_factor)], self.device, self.dtype)
         for module in self.before:
             y = module(y)
         return y

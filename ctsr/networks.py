@@ -134,10 +134,14 @@ def unet(module: nn.Module, timestep: Timestep, prompt_embeds: Tensor | None) ->
         prompt_embeds: [B, tokens, dim] for B pictures, of which a call may get several tiles each.
     """
 
+    steps: dict[torch.device, Tensor] = {}  # a number would be brought to a GPU, and waited for, at every tile
+
     def call(z: Tensor) -> Tensor:
         z = working(module, z)
+        if z.device not in steps:
+            steps[z.device] = torch.as_tensor(timestep, device=z.device)
         embeds = None if prompt_embeds is None else prompt_embeds.to(z).repeat(len(z) // len(prompt_embeds), 1, 1)
-        return module(z, timestep, encoder_hidden_states=embeds).sample
+        return module(z, steps[z.device], encoder_hidden_states=embeds).sample
 
     halo = cast("int | None", getattr(module, "halo", None))
     attends = prompt_width(module) is not None

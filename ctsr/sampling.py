@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from .group_norm import Box, CorrectingGroupNorm, MeasuringGroupNorm, Statistics, scaled
+from .tiling import move
 
 Network = Callable[[Tensor], Tensor]
 
@@ -156,17 +157,18 @@ class Sample:
     def read(self, crops: Sequence[Crop]) -> Tensor:
         """A batch as the network's input."""
         parts = [self.x[(..., *scaled(crop.box, self.read_scale))] for crop in crops]
-        return torch.cat(parts).to(self.device, non_blocking=True)
+        return move(torch.cat(parts), self.device)
 
 
 def features(x: Tensor) -> Tensor:
     """What tells parts of a picture apart: of each channel mean, energy, and energy of its changes along both sides.
 
-    [C, h, w] -> [4C] fp32 on the CPU.
+    [C, h, w] -> [4C] fp32. Along a side of one sample nothing changes.
     """
     x = x.float()
-    changes = [x.diff(dim=side).square().mean((1, 2)) for side in (1, 2)]
-    return torch.cat([x.mean((1, 2)), x.square().mean((1, 2)), *changes]).cpu()
+    steps = [x.diff(dim=side) for side in (1, 2)]
+    changes = [step.square().sum((1, 2)) / max(1, step[0].numel()) for step in steps]
+    return torch.cat([x.mean((1, 2)), x.square().mean((1, 2)), *changes])
 
 
 def features_of_whole(x: Tensor, read_scale: int) -> Tensor:
@@ -185,8 +187,9 @@ def calibrate(sample: Tensor, whole: Tensor) -> list[float]:
         sample: [crops, features].
         whole: [features].
     """
-    deviation = sample.double() - whole.double()
-    scale = sample.double().std(0, correction=0)
+    sample = sample.double().cpu()
+    deviation = sample - whole.double().cpu()
+    scale = sample.std(0, correction=0)
     deviation = torch.where(scale > 0, deviation / scale, 0)
     gram = deviation @ deviation.mT / deviation.shape[1]
     eye, ones = torch.eye(len(sample), dtype=torch.float64), torch.ones(len(sample), dtype=torch.float64)

@@ -298,7 +298,7 @@ def survey(
     for rows, columns in product(*spans):
         size = rows.read_stop - rows.read_start, columns.read_stop - columns.read_start
         with SurveyingGroupNorm(statistics, size, [((rows.core(1), columns.core(1)), 1)]) as norms:
-            group(x[..., rows.read(read), columns.read(read)].to(device, non_blocking=True))
+            group(tiling.move(x[..., rows.read(read), columns.read(read)], device))
         met.append(norms.met)
         step()
     return [pool(parts) for parts in zip(*met, strict=True)]

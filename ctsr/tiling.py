@@ -97,7 +97,8 @@ def plan_halo(length: int, tile: int, halo: int, align: int = 1) -> tuple[Span, 
 class Sink:
     """A result that is put together from tiles, on another device than theirs perhaps.
 
-    From a CUDA device a tile is copied, to pinned memory, while the next one is computed, and then put in its place.
+    From a CUDA device a tile is copied to pinned memory behind its computation, and put in its place once the next tile
+    is under way: this thread waits for no tile before it has told the device what to do next.
 
     Args:
         size: height and width of the result.
@@ -118,7 +119,8 @@ class Sink:
         if y.device.type != "cuda" or self.device.type == "cuda":
             self.put(place, y)
             return
-        copy, copied = y.to(self.device, non_blocking=True), torch.cuda.Event()
+        # From a dense tile, or torch makes it so in memory that is not pinned, and waits.
+        copy, copied = y.contiguous().to(self.device, non_blocking=True), torch.cuda.Event()
         copied.record(torch.cuda.current_stream(y.device))
         self.waiting.append((place, copy, copied))
         self.drain(1)
@@ -191,13 +193,18 @@ def halo_tiled(
     tiles = list(product(plan_halo(height, side, halo, align), plan_halo(width, side, halo, align)))
     sink = Sink((height * write_scale, width * write_scale), out_device or x.device, out_dtype)
     for done, (rows, columns) in enumerate(tiles, start=1):
-        y = fn(x[..., rows.read(read_scale), columns.read(read_scale)].to(device or x.device, non_blocking=True))
+        y = fn(move(x[..., rows.read(read_scale), columns.read(read_scale)], device or x.device))
         core = y[..., rows.core(write_scale), columns.core(write_scale)]
         sink.write((..., rows.write(write_scale), columns.write(write_scale)), core)
         del y, core  # else two tiles' results are alive during the next call
         if on_tile is not None:
             on_tile(done, len(tiles))
     return sink.result()
+
+
+def move(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """`x` on `device`. A GPU reads it in its own time; what goes to the CPU has arrived."""
+    return x.to(device, dtype, non_blocking=device.type == "cuda")
 
 
 def cells(x: Tensor, scale: int) -> tuple[int, int]:
@@ -284,16 +291,20 @@ def overlap_tiled(
     height, width = cells(x, read_scale)
     if tile is None:
         tile, overlap = max(height, width), 0
-    rows, columns = (plan_overlap(side, tile, overlap, write_scale) for side in (height, width))
+    device = device or x.device
+    rows, columns = (
+        [(start, weights.to(device)) for start, weights in plan_overlap(side, tile, overlap, write_scale)]
+        for side in (height, width)
+    )
     tiles = list(product(rows, columns))
     sink = Sink((height * write_scale, width * write_scale), out_device or x.device, torch.float32, add=True)
     high, wide = min(tile, height), min(tile, width)
     for first in range(0, len(tiles), batch):
         together = tiles[first : first + batch]
         parts = [x[(..., *window(top, left, high, wide, read_scale))] for (top, _), (left, _) in together]
-        y = fn(torch.cat(parts).to(device or x.device, non_blocking=True)).float()
+        y = fn(move(torch.cat(parts), device)).float()
         for index, ((top, row_weights), (left, column_weights)) in enumerate(together):
-            weights = row_weights.to(y.device)[:, None] * column_weights.to(y.device)
+            weights = row_weights[:, None] * column_weights
             own = slice(index * len(x), (index + 1) * len(x))
             sink.write((..., *window(top, left, high, wide, write_scale)), y[own].mul_(weights))
         del parts, y  # else two batches' results are alive during the next call

@@ -83,3 +83,13 @@ def test_a_sample_that_is_like_the_picture_keeps_even_weights():
 def test_broken_numbers_leave_even_weights():
     sample = torch.full((3, 4), torch.nan)
     assert calibrate(sample, sample[0]) == [1.0] * 3
+
+
+@pytest.mark.parametrize("height", [64, 65, 129])
+def test_features_of_the_whole_are_those_of_its_bands_also_of_a_single_row(height: int):
+    x = torch.rand(2, height, 40, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(features_of_whole(x, 1), features(x), rtol=0.03)
+
+
+def test_one_row_has_no_changes():
+    assert torch.equal(features(torch.ones(1, 1, 5)), torch.tensor([1.0, 1.0, 0.0, 0.0]))

@@ -305,6 +305,20 @@ def test_choice_is_a_function_of_its_arguments_and_monotone():
     assert len({value for row in table for value in row}) >= 4
 
 
+def test_what_goes_to_the_cpu_is_waited_for(monkeypatch: pytest.MonkeyPatch):
+    """A tile from a GPU that a network on the CPU reads must have arrived."""
+    asked: list[tuple[torch.device, bool]] = []
+
+    def to(x: Tensor, device: torch.device, dtype: torch.dtype | None, *, non_blocking: bool) -> Tensor:
+        asked.append((device, non_blocking))
+        return x
+
+    monkeypatch.setattr(Tensor, "to", to)
+    for name in ("cpu", "cuda", "cpu"):
+        tiling.move(torch.zeros(1), torch.device(name))
+    assert asked == [(torch.device("cpu"), False), (torch.device("cuda"), True), (torch.device("cpu"), False)]
+
+
 def test_ladder_steps():
     assert list(TILE_LADDER) == sorted(set(TILE_LADDER), reverse=True)
     assert [next_smaller(t) for t in TILE_LADDER] == [*TILE_LADDER[1:], None]

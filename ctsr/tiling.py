@@ -15,14 +15,14 @@ The result lies where the input lies, and is filled tile by tile: a network on a
 
 import logging
 import math
-import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -40,8 +40,6 @@ TILE_LADDER = (256, 192, 128, 96, 64, 48, 32)
 """Sides of a tile in cells, 2048 to 256 pixels."""
 MEMORY_SHARE = 1 / 8
 """Part of the total memory that one pass of a network may work in; the rest is for weights, pictures and others."""
-ASSUMED_MEMORY = 8 * 2**30
-"""Bytes taken for granted where the system does not tell (Windows has no sysconf)."""
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
@@ -361,9 +359,7 @@ def total_memory(device: torch.device) -> int:
     """Bytes of memory that the machine (or its control group), or a CUDA device, has in all."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
-    if not hasattr(os, "sysconf"):
-        return ASSUMED_MEMORY
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    physical = int(cast(Any, psutil).virtual_memory().total)
     limits = (path.read_text().strip() for path in CGROUP_LIMITS if path.is_file())
     return min([physical, *(int(limit) for limit in limits if limit.isdigit())])
 

@@ -263,7 +263,7 @@ def test_mini_needs_no_extra_no_socket_and_no_gpu():
 
 LACKING = (*HIDDEN, "typer", "rich", "cv2", "scipy", "skimage", "matplotlib", "pyiqa")
 """What the nodes do without: extras of this project, or of its command line alone."""
-BROUGHT_BY_A_HOST = {"torch", "numpy", "PIL", "einops", "safetensors", "typing_extensions"}
+BROUGHT_BY_A_HOST = {"torch", "numpy", "PIL", "einops", "safetensors", "psutil", "typing_extensions"}
 NODE_PATH = (
     WITHOUT_HIDDEN
     + """

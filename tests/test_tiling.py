@@ -334,8 +334,6 @@ def test_total_memory_of_this_machine_and_its_control_group(tmp_path: Path, monk
     assert physical > 2**28
     (tmp_path / "limit").write_text("1000000\n")
     assert total_memory(cpu) == 1_000_000
-    monkeypatch.delattr(tiling.os, "sysconf")
-    assert total_memory(cpu) == tiling.ASSUMED_MEMORY
 
 
 # --- out of memory ---

@@ -15,6 +15,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def cpu_has_bf16() -> bool:
     """Whether this processor multiplies bf16 in hardware (AVX512-BF16 or AMX; on Arm, BF16 instructions)."""
+    if not torch.backends.mkldnn.is_available():  # builds without it lack the operator, too
+        return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and any(
         probe() for probe in (getattr(torch.cpu, name, None) for name in CPU_PROBES) if probe is not None
     )
@@ -43,10 +45,10 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 def in_fp32(module: nn.Module) -> Generator[None, None, None]:
     """`module` computes in fp32 inside, and is afterwards what it was, to the bit, also one of several dtypes."""
     dtypes = {name: tensor.dtype for name, tensor in tensors_of(module)}
-    for _, tensor in tensors_of(module):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.float()
     try:
+        for _, tensor in tensors_of(module):
+            if tensor.is_floating_point():
+                tensor.data = tensor.data.float()
         yield
     finally:
         for name, tensor in tensors_of(module):  # by name: hooks of offloading have put others in their place

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ctsr.precision import choose_dtype, cpu_has_bf16, in_fp32
 
@@ -52,3 +52,27 @@ def test_in_fp32_and_back_to_the_bit(dtype):
         assert value.dtype == kind
         assert value.stride() == stride
         assert torch.equal(value, saved)
+
+
+def test_a_torch_without_onednn_has_no_bf16(monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    monkeypatch.delattr(torch.ops, "mkldnn", raising=False)
+    assert not cpu_has_bf16()
+    assert choose_dtype("auto", CPU) == torch.float32
+
+
+def test_memory_that_runs_out_on_the_way_to_fp32_leaves_the_module_as_it_was(monkeypatch):
+    module = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 4, 3)).half()
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    to_float, calls = Tensor.float, iter(range(100))
+
+    def until_full(tensor: Tensor) -> Tensor:
+        if next(calls) == 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return to_float(tensor)
+
+    monkeypatch.setattr(Tensor, "float", until_full)
+    with pytest.raises(torch.OutOfMemoryError), in_fp32(module):
+        pass
+    assert all(value.dtype == torch.float16 for value in module.state_dict().values())
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())

@@ -7,7 +7,7 @@ code. Licence: Apache-2.0.
 """
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -77,12 +77,11 @@ class LoraVariant(ModelMixin, ConfigMixin):
         layers = cast("dict[str, nn.Module]", dict(cast(Any, network).named_modules()))
         if missing := [name for name in self.pairs() if name not in layers]:
             raise ValueError(f"This variant is of another network: {missing[0]} is not in it.")
-        handles = [layers[name].register_forward_hook(self._hook(pair, device)) for name, pair in self.pairs().items()]
-        try:
+        hooks = {name: self._hook(pair, device) for name, pair in self.pairs().items()}
+        with ExitStack() as handles:
+            for name, hook in hooks.items():
+                handles.callback(layers[name].register_forward_hook(hook).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _hook(self, pair: Pair, device: torch.device) -> Callable[..., Tensor]:
         """A forward hook that adds the pair's share."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from . import networks
 from .attention import Attention, Operator, use_attention
+from .models.lora_variant import LoraVariant
 
 DEFAULT_TILE = 512
 """Pixels; of `enable_tiling`. Stable Diffusion's UNet was trained on it."""
@@ -18,6 +19,7 @@ class ExecutionMixin:
 
     vae: ModelMixin
     unet: ModelMixin
+    unet_variant: LoraVariant | None
     default_tile: int = 0
 
     def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str | None = None) -> None:
@@ -98,8 +100,10 @@ class ExecutionMixin:
     def compile(self, **options: Any) -> None:
         """torch.compile for the UNet, and for the autoencoder where it runs untiled: the first call takes minutes.
 
-        What is compiled is kept for a shape, so give `__call__` or `enable_tiling` a tile: pictures of every size
-        larger than it then share one. Stable Diffusion's autoencoder in tiles or layers stays as it is.
+        What is compiled is kept for a shape. UNets with attention see one shape for all pictures that are larger than a
+        tile (on a GPU another for the last, smaller batch of tiles); ctsr-mini's tiles are read as long as the picture
+        divides evenly, so that torch makes shapes dynamic after the second. Stable Diffusion's autoencoder in tiles or
+        layers stays as it is.
 
         Args:
             options: of torch.compile: mode="reduce-overhead" for CUDA graphs, "max-autotune" to search for kernels.
@@ -107,6 +111,8 @@ class ExecutionMixin:
         Raises:
             TypeError: an option that torch.compile does not take.
         """
+        if self.unet_variant is not None:  # its hooks come and go, which torch.compile does not look for by default
+            cast(Any, torch)._dynamo.config.skip_nnmodule_hook_guards = False
         vae: Any = self.vae
         for module in (self.unet, vae.encoder, vae.decoder):
             cast(Any, module).compile(**options)

@@ -169,6 +169,21 @@ def pisa_reference(data: dict[str, Any], sd21: Networks, pix: float, sem: float)
 
 
 @torch.no_grad()
+def test_compiled_pisa_keeps_its_dial(sd21, write):
+    """The second variant is hooks that come and go, for which compiled networks must look."""
+    pipeline = ours(write("pisa")[1], sd21)
+    latents = [pipeline.encode(X.roll(shift, -1), SIDE, SIDE).latents for shift in range(3)]
+    expected = [pipeline.endpoints(each) for each in latents]
+    torch.compiler.reset()
+    pipeline.compile(backend="eager")
+    for each, wanted in zip(latents, expected, strict=True):
+        found = pipeline.endpoints(each)
+        torch.testing.assert_close(found.z0, wanted.z0, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found.delta, wanted.delta, rtol=1e-4, atol=1e-5)
+    assert expected[0].delta.abs().max() > 1e-3
+
+
+@torch.no_grad()
 def test_pisa_beyond_the_dial(sd21, write):
     """Any two lambdas, from the endpoints: o_pix = z_L - z1, o_full - o_pix = z1 - z0."""
     data, path = write("pisa")

@@ -56,7 +56,10 @@ class Progress(Protocol):
     """Called after every tile; raise an exception in it to cancel."""
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """`stage` is "encode", "unet" or "decode"; `done` of `total` tiles of that stage are finished."""
+        """`stage` is "encode", "unet" or "decode"; `done` of `total` tiles of that stage are finished.
+
+        Counted anew for every picture, for every pass of a stage that has two, and for a stage that is tried again.
+        """
         ...
 
 
@@ -349,7 +352,10 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         enlarged = pad(resize(image.float(), height, width), self.pad_multiple)
         enlarged.mul_(2).sub_(1)
         encoders = [networks.encoder(self.vae, step) for step in self._encoder_timesteps(timestep)]
-        return [self._run("encode", encoder, enlarged, tile, tile_overlap, callback) for encoder in encoders]
+        return [
+            self._each("encode", lambda index, e=encoder: e, enlarged, tile, tile_overlap, callback)
+            for encoder in encoders
+        ]
 
     @torch.no_grad()
     def endpoints(
@@ -375,8 +381,11 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         embeds = self._prompt(prompt_embeds, latents[0].shape[0])
 
         def predict(z: Tensor, timestep: int, variant: str | None) -> Tensor:
+            def network(index: int) -> networks.Network:
+                return networks.unet(self.unet, timestep, None if embeds is None else embeds[index : index + 1])
+
             with self._as_variant(variant):
-                return self._run("unet", networks.unet(self.unet, timestep, embeds), z, tile, tile_overlap, callback)
+                return self._each("unet", network, z, tile, tile_overlap, callback)
 
         return family.endpoints(predict, latents, generator)
 
@@ -423,13 +432,15 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         callback: Progress | None = None,
     ) -> Tensor:
         """As `decode`, of z / s."""
-        picture = self._run("decode", networks.decoder(self.vae), latents, tile, tile_overlap, callback)
+        check_color_fix(color_fix)
+        if color_fix != "none" and reference is None:
+            raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
+        decoder = networks.decoder(self.vae)
+        picture = self._each("decode", lambda index: decoder, latents, tile, tile_overlap, callback)
         picture = picture.add_(1).div_(2)
         if size is not None:
             picture = picture[..., : size[0], : size[1]]
-        if color_fix != "none":
-            if reference is None:
-                raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
+        if color_fix != "none" and reference is not None:
             height, width = picture.shape[-2:]
             picture = apply_color_fix(color_fix, picture, resize(reference.float(), height, width).to(picture.device))
         return picture.clamp_(0, 1)
@@ -473,7 +484,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
                 more than half a tile); others compute theirs.
             color_fix: "none", "wavelet" or "adain"; the checkpoint's own by default.
             prompt_embeds: [1, tokens, dim] instead of the baked ones.
-            generator: for families that start from noise.
+            generator: for families that start from noise; every picture starts from its present state.
             output_type: "pil", "pt" ([B, 3, H, W]), "np" ([B, H, W, 3]), or "latent" (scaled, blended).
             return_dict: `CTSRPipelineOutput`, else a tuple.
             callback: called as `callback(stage, done, total)` after every tile; raise in it to cancel.
@@ -492,11 +503,14 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         options: dict[str, Any] = {"tile": tiles, "tile_overlap": tile_overlap, "callback": callback}
         fix = cast(ColorFix, self.config["color_fix"]) if color_fix is None else color_fix
         results: list[Tensor | Image.Image] = []
+        noise = None if generator is None else generator.get_state()
         for picture, dial in zip(pictures, dials, strict=True):  # [1, 3, h, w] in [0, 1]
             # 1. Enlarge and encode: z_L [1, C, H/8, W/8], H and W padded
             size = output_size(picture, scale, height, width)
             encoded = self.encode(picture, *size, timestep, **options)
             # 2. One UNet pass (two in some families): z0, delta, kappa [1, C, H/8, W/8]
+            if generator is not None and noise is not None:
+                generator.set_state(noise)
             ends = self.endpoints(encoded.latents, timestep, prompt_embeds, generator, **options)
             # 3. Dial: z(t) [1, C, H/8, W/8]
             cells = (ends.z0.shape[-2], ends.z0.shape[-1])
@@ -535,8 +549,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         check_tile(tile, tile_overlap)
         if output_type not in ("pil", "pt", "np", "latent"):
             raise ValueError(f"output_type must be pil, pt, np or latent, not {output_type!r}.")
-        if color_fix not in (None, "none", "wavelet", "adain"):
-            raise ValueError(f"color_fix must be none, wavelet or adain, not {color_fix!r}.")
+        check_color_fix(color_fix)
         sizes = {output_size(picture, scale, height, width) for picture in pictures}
         if output_type != "pil" and len(sizes) > 1:
             raise ValueError("Results of several sizes cannot be one batch: use output_type 'pil' or height and width.")
@@ -559,6 +572,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         """Raises ValueError with the remedy for what does not fit the checkpoint, before any network runs."""
         if isinstance(t_map, Tensor):
             check_map(t_map)
+        elif t_map is not None:
+            check_bits("t_map", t_map)
         self._encoder_timesteps(timestep)
         self._prompt(prompt_embeds, 1)
         if self.family.needs_seed and generator is None:
@@ -604,6 +619,25 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         if prompt_embeds.ndim != 3 or prompt_embeds.shape[0] not in (1, batch) or prompt_embeds.shape[2] != width:
             raise ValueError(f"prompt_embeds must be [1, tokens, {width}], not {list(prompt_embeds.shape)}.")
         return prompt_embeds.expand(batch, -1, -1)
+
+    def _each(
+        self,
+        stage: str,
+        network: Callable[[int], "networks.Network"],
+        x: Tensor,
+        tile: int,
+        overlap: int | None,
+        callback: Progress | None,
+    ) -> Tensor:
+        """`_run` for each of the pictures by itself: neither memory nor a bit depends on how many there are.
+
+        Args:
+            network: for the picture of that index.
+        """
+        results = [
+            self._run(stage, network(index), x[index : index + 1], tile, overlap, callback) for index in range(len(x))
+        ]
+        return torch.cat(results) if len(results) > 1 else results[0]
 
     def _run(
         self,
@@ -701,12 +735,23 @@ def as_tensors(image: Pictures) -> list[Tensor]:
 
 
 def from_pil(picture: Image.Image) -> Tensor:
-    """[1, 3, h, w] fp32 in [0, 1]; raises ValueError for more than 8 bits, which Pillow would clip to white."""
-    if picture.mode.startswith(("I", "F")):
-        raise ValueError(f"image has more than 8 bits (Pillow's mode {picture.mode}): pass a float array in [0, 1].")
+    """[1, 3, h, w] fp32 in [0, 1]; raises ValueError for more than 8 bits."""
+    check_bits("image", picture)
     if picture.has_transparency_data:
         logger.warning("The picture's alpha is dropped: enlarge it apart, or use `ctsr upscale`, which keeps it.")
     return torch.as_tensor(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+
+
+def check_color_fix(name: str | None) -> None:
+    """Raises ValueError for one that there is not; None stands for the checkpoint's own."""
+    if name not in (None, "none", "wavelet", "adain"):
+        raise ValueError(f"color_fix must be none, wavelet or adain, not {name!r}.")
+
+
+def check_bits(name: str, picture: Image.Image) -> None:
+    """Raises ValueError for more than 8 bits a channel, which Pillow would clip to white."""
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(f"{name} has more than 8 bits (Pillow's mode {picture.mode}): pass a float array in [0, 1].")
 
 
 def check_picture(batch: Tensor) -> Tensor:
@@ -744,6 +789,7 @@ def map_to_latents(t_map: Tensor | Image.Image, size: tuple[int, int], cells: tu
         ValueError: the map is not [h, w] or holds values outside [0, 1].
     """
     if isinstance(t_map, Image.Image):
+        check_bits("t_map", t_map)
         t_map = torch.as_tensor(np.array(t_map.convert("L"))).float() / 255
     check_map(t_map)
     full = F.interpolate(t_map[None, None].float(), size=size, mode="bilinear", antialias=True)

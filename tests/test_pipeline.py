@@ -1,6 +1,7 @@
 """The pipeline on tiny models of both kinds: norm-free mini and SD-shaped."""
 
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -226,6 +227,8 @@ def test_color_fix(tiny_mini):
         ({"t": [0.1, 0.2]}, "one a picture"),
         ({"t_map": torch.full((4, 4), 2.0)}, "values from 0"),
         ({"t_map": torch.zeros(1, 4, 4)}, r"\[h, w\]"),
+        ({"t_map": Image.new("I;16", (4, 4))}, "t_map has more than 8 bits"),
+        ({"t_map": Image.new("F", (4, 4), 0.5)}, "t_map has more than 8 bits"),
     ],
 )
 def test_options_that_cannot_run(tiny_mini, options, message):
@@ -316,6 +319,30 @@ def test_neither_batch_place_nor_history_changes_a_bit(pipeline):
     run(pipeline, picture(40, 23, seed=2), tile=128)
     torch.manual_seed(7)
     assert torch.equal(run(pipeline, x), alone)
+
+
+def test_the_steps_take_several_pictures_one_at_a_time(pipeline):
+    """So neither a bit nor the memory depends on how many there are."""
+    x = picture(batch=3)
+    together = pipeline.encode(x, 68, 88).latents
+    ends = pipeline.endpoints(together)
+    pictures = pipeline.decode(ends.z0, (68, 88))
+    for index in range(3):
+        own = pipeline.encode(x[index : index + 1], 68, 88).latents
+        assert torch.equal(own[0], together[0][index : index + 1])
+        end = pipeline.endpoints(own).z0
+        assert torch.equal(end, ends.z0[index : index + 1])
+        assert torch.equal(pipeline.decode(end, (68, 88)), pictures[index : index + 1])
+
+
+def test_noise_depends_on_the_seed_not_on_the_batch_place(tiny_mini, monkeypatch):
+    noisy = replace(tiny_mini.family, sigma=0.3)
+    monkeypatch.setattr(CTSRPipeline, "family", noisy)
+    pipeline, x = tiny_mini, picture()
+    alone = run(pipeline, x, generator=torch.Generator().manual_seed(3))
+    both = run(pipeline, torch.cat([picture(seed=1), x]), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(both[1:], alone)
+    assert not torch.equal(run(pipeline, x, generator=torch.Generator().manual_seed(4)), alone)
 
 
 @pytest.mark.parametrize(("height", "width"), [(68, 88), (9, 11)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -55,16 +55,24 @@ class HostEndpoints:
     origin: Origin
 
 
+@dataclass(frozen=True)
+class Entry:
+    """What a LATENT holds beside its samples: which samples these were, and where they come from."""
+
+    samples: Tensor
+    origin: Origin
+
+
 def make_latent(samples: Tensor, origin: Origin) -> dict[str, Any]:
     """A LATENT: unscaled samples [B, C, h, w] and the entry for the nodes after it."""
-    return {"samples": samples, KEY: origin}
+    return {"samples": samples, KEY: Entry(samples, origin)}
 
 
 def origin_of(latent: dict[str, Any], model_id: str, pad_multiple: int) -> Origin:
     """The entry of a LATENT, or what can be known without one.
 
-    The host's own latent nodes copy entries but change samples: an entry that no longer fits is ignored, with a
-    warning.
+    The host's own latent nodes copy entries but change samples. Of samples of another size or number nothing is known
+    any more; of others (mirrored, turned, blended) the size is, but not what they show where. Both with a warning.
 
     Args:
         latent: `samples` [B, C, h, w], and perhaps the entry.
@@ -76,9 +84,10 @@ def origin_of(latent: dict[str, Any], model_id: str, pad_multiple: int) -> Origi
     """
     samples: Tensor = latent["samples"]
     unknown = Origin(model_id, (samples.shape[-2] * 8, samples.shape[-1] * 8))
-    origin: Origin | None = latent.get(KEY)
-    if origin is None:
+    entry: Entry | None = latent.get(KEY)
+    if entry is None:
         return unknown
+    origin = entry.origin
     if origin.model_id != model_id:
         raise ValueError(
             f"latent was made by {origin.model_id}, but this node has {model_id}: connect both to the same LoadCTSR."
@@ -91,4 +100,10 @@ def origin_of(latent: dict[str, Any], model_id: str, pad_multiple: int) -> Origi
             "longer fits, so the result is neither cropped nor colour-fixed."
         )
         return unknown
+    if entry.samples is not samples:
+        logger.warning(
+            "A node before this one changed the latent: its colours are not fixed by the picture that TimeAwareEncode "
+            "saw, and alpha is left out."
+        )
+        return replace(origin, reference=None, alpha=None, second=None)
     return origin

@@ -55,6 +55,17 @@ def test_a_stale_origin_is_ignored_with_a_warning(values, origin, batch, height,
     assert "neither cropped nor colour-fixed" in record.getMessage()
 
 
+def test_changed_samples_of_the_same_size_keep_nothing_that_lies_on_the_picture(values, origin, caplog):
+    """As the host's LatentFlip leaves them."""
+    latent = {**values.make_latent(samples(), origin), "samples": samples().flip(2)}
+    with caplog.at_level(logging.WARNING):
+        found = values.origin_of(latent, MODEL, PAD)
+    assert (found.size, found.timestep, found.seed) == (SIZE, 300, 7)
+    assert found.reference is found.alpha is found.second is None
+    (record,) = caplog.records
+    assert "colours are not fixed" in record.getMessage()
+
+
 def test_the_padding_is_the_checkpoints(values, origin):
     """What fits a UNet of two levels is stale for one of four, which pads 68x90 to 128x128."""
     assert values.origin_of(values.make_latent(samples(), origin), MODEL, 64).reference is None

@@ -28,6 +28,8 @@ Kind = Literal["folder", "safetensors", "pickle"]
 LFS_POINTER = b"version https://git-lfs"
 ZIP = b"PK\x03\x04"
 LEGACY_PICKLE = b"\x80\x02"
+NESTED = 4
+"""Dictionaries in each other at most; a pickle may hold one that holds itself."""
 WEB_PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 CODE = re.compile(r"GLOBAL ([\w.]+)")
 """In torch's message; what follows is a function or class that a pickle asks for."""
@@ -82,7 +84,8 @@ def look(path: Path) -> Contents:
         raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` to fetch them.")
     if WEB_PAGE.match(start):
         raise CheckpointError(f"{path} is a web page, not the weights; download the file that the page shows.")
-    if start.startswith((ZIP, LEGACY_PICKLE)):
+    # A safetensors file begins with the length of its header, which may look like any magic number.
+    if start.startswith((ZIP, LEGACY_PICKLE)) and start[8:9] != b"{":
         return Contents(path, "pickle")
     keys, metadata = header_of(path)
     return Contents(path, "safetensors", keys, metadata)
@@ -98,8 +101,9 @@ def read(path: Path) -> Contents:
     if contents.kind != "pickle":
         return contents
     data = unpickled(path)
-    while isinstance(data, dict) and "state_dict" in data:
-        data = cast("dict[Any, Any]", data)["state_dict"]
+    for _ in range(NESTED):
+        if isinstance(data, dict) and "state_dict" in data:
+            data = cast("dict[Any, Any]", data)["state_dict"]
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in cast("dict[Any, Any]", data)):
         raise CheckpointError(f"{path} holds no dictionary by names, so it is no checkpoint that this library knows.")
     named = cast("dict[str, Any]", data)

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctsr import CheckpointError, CTSRPipeline, loading
+from ctsr.containers import look, read
 from ctsr.loading import MINI_WEIGHTS, load_pipeline
 from ctsr.lora import add_lora
 
@@ -401,3 +402,21 @@ def test_a_folder_cannot_hold_lora_apart(make_sd, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="merge_lora"):
         pipeline.save_pretrained(tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def test_a_header_whose_length_looks_like_a_pickle(tmp_path):
+    """The first bytes of a safetensors file are its header's length, here 640, which begins as pickles do."""
+    path = tmp_path / "model.safetensors"
+    for length in range(500, 640):
+        save_file({"weight": torch.zeros(1)}, path, metadata={"note": length * "x"})
+        if int.from_bytes(path.read_bytes()[:8], "little") == 640:
+            break
+    assert path.read_bytes()[:2] == b"\x80\x02"
+    assert look(path).kind == "safetensors"
+
+
+def test_a_dictionary_that_holds_itself_is_no_checkpoint_and_ends(tmp_path):
+    data = {}
+    data["state_dict"] = data
+    torch.save(data, tmp_path / "endless.pt")
+    assert read(tmp_path / "endless.pt").keys == {"state_dict"}

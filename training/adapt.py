@@ -73,9 +73,15 @@ def adapt(model: OneStep, what: Adapt) -> list[Group]:
     model.requires_grad_(False)
     groups = adapt_unet(model, what) + adapt_autoencoder(model, what)
     if what.checkpointing:
-        for module in (model.unet, model.vae):
-            cast(Any, module).enable_gradient_checkpointing()
+        recompute(model.unet)
+        recompute(model.vae)
     return groups
+
+
+def recompute(module: nn.Module) -> None:
+    """Gradient checkpointing; diffusers 0.30 has it in training mode only, which changes nothing else of these."""
+    cast(Any, module).enable_gradient_checkpointing()
+    module.train()
 
 
 def adapt_unet(model: OneStep, what: Adapt) -> list[Group]:

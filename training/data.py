@@ -42,8 +42,8 @@ def mini_data() -> Data:
 
 
 def sd21_data() -> Data:
-    """The papers': 512 px, heavy degradation."""
-    return Data(photos=tyro.MISSING, pairs=Pairs(crop=512, degradation="realesrgan"))
+    """The papers': 512 px, heavy degradation, the photograph itself as truth."""
+    return Data(photos=tyro.MISSING, pairs=Pairs(crop=512, degradation="realesrgan", softness=0.0))
 
 
 def open_source(data: Data, photos: Photos) -> Source:

@@ -120,7 +120,12 @@ def prior_scores(recipe: WithPrior) -> Scores | None:
     if recipe.prior is None:
         raise ValueError("VSD needs a prior: give --prior, or set --realism.vsd.weight 0.")
     negative = None
-    if recipe.prior.is_dir() and recipe.realism.vsd.guidance != 1:
+    if recipe.realism.vsd.guidance != 1:
+        if not recipe.prior.is_dir():
+            raise ValueError(
+                f"Guidance of {recipe.realism.vsd.guidance:g} needs a negative prompt, and {recipe.prior} has no text "
+                "encoder: give a Stable Diffusion folder as --prior, or --realism.vsd.guidance 1."
+            )
         negative = encode_prompts(recipe.prior, [NEGATIVE_PROMPT])
     return open_scores(
         open_pipeline(recipe.prior, "osediff"),

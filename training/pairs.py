@@ -24,13 +24,16 @@ logger = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
+GRID = 16
+"""px that a side must be a multiple of: 8 for a latent, and two of these for one at the mini UNet's lower level."""
+
 
 @dataclass(frozen=True)
 class Pairs:
     """How low-resolution twins are made.
 
     Attributes:
-        crop: side of `soft` and `sharp` in px, a multiple of 4.
+        crop: side of `soft` and `sharp` in px, a multiple of 16.
         degradation: "camera", "realesrgan", or "mix" of the two.
         softness: largest sigma in px of the blur between `sharp` and `soft`: the truth of a camera picture is not
             razor-sharp, so the faithful target is not either.
@@ -47,8 +50,8 @@ class Pairs:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.crop <= 0 or self.crop % SCALE:
-            raise ValueError(f"crop is {self.crop}: give a multiple of {SCALE}.")
+        if self.crop <= 0 or self.crop % GRID:
+            raise ValueError(f"crop is {self.crop}: give a multiple of {GRID}.")
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
@@ -103,11 +106,12 @@ def make_pair(photos: Photos, pairs: Pairs, index: int) -> Sample:
 
 
 def held_back_pairs(photos: Photos, pairs: Pairs, size: int = 384) -> list[Sample]:
-    """One fixed pair, `camera` degraded, from the middle of every held-back photograph; of a smaller one, all of it."""
+    """One fixed pair, `camera` degraded, from the middle of every held-back photograph: a square of `size` px, or as
+    large as a smaller one allows."""
     samples: list[Sample] = []
     for index, pixels in enumerate(photos.held_back.values()):
         rng = np.random.default_rng((pairs.seed, 1, index))
-        side = min(size, *pixels.shape[:2]) // SCALE * SCALE
+        side = min(size, *pixels.shape[:2]) // GRID * GRID
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
         sharp = np.ascontiguousarray(pixels[top : top + side, left : left + side])
         soft = soften(sharp, pairs.softness * rng.random())

@@ -27,7 +27,7 @@ class Lpips(nn.Module):
         except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision built for another torch
             raise ImportError(
                 f"The perceptual loss 'lpips' needs the lpips package and torchvision ({error}): "
-                "`pip install lpips`, or choose --perceptual encoder."
+                "`pip install lpips`, or do without: --reconstruction.features none --reconstruction.perceptual 0."
             ) from error
         self.net = cast(nn.Module, lpips.LPIPS(net="vgg", verbose=False)).requires_grad_(False).eval()
 
@@ -84,5 +84,7 @@ def perceptual_loss(name: PerceptualName, model: OneStep) -> nn.Module:
         return NoDistance()
     encoder = cast(nn.Module, model.vae.encoder)
     if not hasattr(encoder, "blocks_4"):
-        raise ValueError("The perceptual loss 'encoder' needs a ctsr-mini autoencoder: use --perceptual lpips for SD.")
+        raise ValueError(
+            "The perceptual loss 'encoder' needs a ctsr-mini autoencoder: give --reconstruction.features lpips for SD."
+        )
     return EncoderFeatures(encoder)

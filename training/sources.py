@@ -1,5 +1,6 @@
 """Where batches come from: samples made by number, or shards."""
 
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -71,13 +72,15 @@ def leave_sigterm_to_the_main_process(worker: int) -> None:
 
 def load_ahead(samples: Dataset[Sample], run: "Run", sampler: "Numbers | None" = None) -> Iterator[Sample]:
     """Batches [B, ...] of `samples`, made ahead by worker processes; `sampler` gives the numbers of a map dataset."""
+    # The photographs are shared by forking; where a system (Windows) cannot, batches are made in this process.
+    workers = run.workers if "fork" in multiprocessing.get_all_start_methods() else 0
     loader = DataLoader(
         samples,
         batch_size=run.batch,
         sampler=sampler,
-        num_workers=run.workers,
-        multiprocessing_context="fork" if run.workers else None,
-        prefetch_factor=4 if run.workers else None,
+        num_workers=workers,
+        multiprocessing_context="fork" if workers else None,
+        prefetch_factor=4 if workers else None,
         worker_init_fn=leave_sigterm_to_the_main_process,
     )
     return iter(loader)

@@ -47,7 +47,7 @@ class Weights:
     Attributes:
         way: delta against z^1 - z^0. Latents are of about unit variance, so one is enough.
         end: squared difference of the picture at t = 1 and the truth: delta's real aim, which the teacher's latent only
-            stands near.
+            stands near. The truth is a photograph as soft as a camera's, beside another restorer's pictures its own.
         path: pictures on the way against the blend of the end pictures; kappa learns from little else.
         faithful: t times the squared difference of a picture on the way and the truth.
         anchor: o against stage 1's, where features below conv_out learn; 0 where only delta and kappa do.
@@ -169,7 +169,8 @@ class Bends(nn.Module):
 
     def ends_terms(self, ends: Endpoints, x: Tensor, t: Tensor, batch: Sample) -> dict[str, Tensor]:
         """Terms of the ends, and of a picture x at t between them."""
-        weights, truth, z1 = self.weights, batch["soft"], blend(ends, 1.0)
+        weights, z1 = self.weights, blend(ends, 1.0)
+        truth = self.faithful.truth(batch)
         x0, x1 = self.model.decode(ends.z0), self.model.decode(z1)
         terms = {
             "way": weights.way * way_loss(cast(Tensor, ends.delta), ends.z0, self.faithful(batch)),

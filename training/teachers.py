@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline, networks
 from ctsr.families import blend
 from training import adapt as adapting
-from training.adapt import Adapt, to_base_dtype
+from training.adapt import Adapt, recompute, to_base_dtype
 from training.data import Data, open_source, restored_source
 from training.loop import Run
 from training.one_step import OneStep, open_pipeline
@@ -52,7 +52,7 @@ def frozen(pipeline: CTSRPipeline, what: Adapt) -> OneStep:
     for module in (model.unet, model.vae):
         to_base_dtype(module, what)
     if what.checkpointing:
-        cast(Any, model.unet).enable_gradient_checkpointing()  # B_k's gradient runs through it
+        recompute(model.unet)  # B_k's gradient runs through it
     return model
 
 
@@ -62,6 +62,10 @@ class Faithful(nn.Module):
     def __init__(self, network: OneStep | None, vae: nn.Module):
         super().__init__()
         self.network, self.vae = network, vae
+
+    def truth(self, batch: Sample) -> Tensor:
+        """What the faithful end is measured by, [B, 3, H, W] in [-1, 1]."""
+        return batch["sharp" if self.network is None else "soft"]
 
     @torch.no_grad()
     def forward(self, batch: Sample) -> Tensor:

@@ -79,3 +79,4 @@ def test_a_folder_of_which_nothing_is_held_back_is_an_error(data: Data, tmp_path
 def test_the_recipes_data() -> None:
     assert (mini_data().pairs.crop, mini_data().pairs.degradation) == (128, "mix")
     assert (sd21_data().pairs.crop, sd21_data().pairs.degradation) == (512, "realesrgan")
+    assert sd21_data().pairs.softness == 0

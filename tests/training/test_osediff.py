@@ -170,6 +170,11 @@ def test_the_negative_prompt_is_osediffs_and_only_where_there_is_guidance(
     assert prior_scores(replace(sd21, realism=NEITHER)) is None
 
 
+def test_guidance_without_a_text_encoder_is_an_error_that_says_what_to_do(mini: osediff.Recipe) -> None:
+    with pytest.raises(ValueError, match=r"no text encoder: .* or --realism\.vsd\.guidance 1"):
+        prior_scores(replace(mini, realism=Realism(VSD(weight=1.0, guidance=3.0))))
+
+
 def test_vsd_without_a_prior_is_an_error_that_says_what_to_do(mini: osediff.Recipe) -> None:
     with pytest.raises(ValueError, match="give --prior"):
         osediff.train(replace(mini, prior=None, realism=Realism(VSD_ON)))

@@ -5,6 +5,7 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import torch
 
 from training.loop import Run
@@ -50,6 +51,11 @@ def test_workers_make_the_same_batches() -> None:
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a["index"], b["index"])
         assert torch.equal(a["x"], b["x"])
+
+
+def test_where_nothing_can_be_forked_batches_are_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    assert [batch["index"].tolist() for batch in read(run(workers=2))] == [[0, 1], [2, 3], [4, 5]]
 
 
 def test_a_worker_outlives_a_sigterm_to_the_whole_group() -> None:

@@ -50,6 +50,20 @@ def bends(make_mini: Callable[..., CTSRPipeline], recipe: stage2.Recipe, model: 
     return Bends(model, stage1, Faithful(faithful, faithful.vae), recipe, RealismTerms(Realism(), 0))
 
 
+def test_the_truth_of_another_restorer_s_pictures_is_beside_them(
+    mini: stage2.Recipe, make_mini: Callable[..., CTSRPipeline], batch: Sample
+) -> None:
+    model = OneStep(make_mini())
+    of_network = bends(make_mini, mini, model)
+    of_pictures = Bends(model, of_network.stage1, Faithful(None, model.vae), mini, RealismTerms(Realism(), 0))
+    truth = {"sharp": of_pictures, "soft": of_network}
+    for name, loss in truth.items():
+        changed = {**batch, name: -batch[name]}
+        before, after = loss(batch), loss(changed)
+        assert before["end"] != after["end"]
+        assert before["faithful"] != after["faithful"]
+
+
 def test_mini_with_a_frozen_decoder_keeps_stage_1_to_the_bit(mini: stage2.Recipe, moved: Moved, reload: Reload) -> None:
     """delta's and kappa's weights learn, and nothing else: at the full rate, where weight decay would show."""
     stage2.train(replace(mini, adapt=replace(mini.adapt, decoder=False), run=replace(mini.run, warm_up=1)))

@@ -198,5 +198,5 @@ def test_plans_follow_the_shares() -> None:
 
 
 def test_photographs_smaller_than_the_crop_are_an_error(photos: Photos) -> None:
-    with pytest.raises(ValueError, match="smaller than the crop of 88 px, leave them out: b"):
-        PairsOnDevice(photos, Pairs(crop=88), "cpu")
+    with pytest.raises(ValueError, match="smaller than the crop of 96 px, leave them out: b"):
+        PairsOnDevice(photos, Pairs(crop=96), "cpu")

@@ -4,11 +4,13 @@ python -m benchmarks.memory table                    the mini: peak for results 
 python -m benchmarks.memory table --shape sd-narrow  an SD-shaped pipeline an eighth as wide, in 2 GiB (for 16)
 python -m benchmarks.memory table --stages           numbers alive a pixel in each network, untiled (`networks.memory`)
 python -m benchmarks.memory table --stages --shape sd21 --side 512
+python -m benchmarks.memory part decode 1080 1920 --shape sd21     one network over one picture, tiled as it must be
 """
 
 import resource
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from enum import Enum
 from typing import Annotated, Any
@@ -73,6 +75,26 @@ def picture(height: int, width: int, precision: str = "auto", shape: ShapeOption
     pipeline(torch.rand(1, 3, height, width), t=0.5, output_type="pil")
     buffer = 16 * height * width * 3 * 4 / 2**20
     print(f"result {4 * width}x{4 * height}: peak {peak():.0f} MiB, before {loaded:.0f}, one fp32 picture {buffer:.0f}")
+
+
+@app.command()
+def part(name: str, height: int, width: int, precision: str = "auto", shape: ShapeOption = Shape.mini) -> None:
+    """One network of a picture's three, in the tiles that `__call__` would take; prints the peak and the time."""
+    pipeline = build(shape, precision)
+    channels = pipeline.vae.config["latent_channels"]
+    size = 4 * height, 4 * width
+    latents = torch.randn(
+        1, channels, *(-(-side // pipeline.pad_multiple) * pipeline.pad_multiple // 8 for side in size)
+    )
+    runs: dict[str, Callable[[], object]] = {
+        "encode": lambda: pipeline.encode(torch.rand(1, 3, height, width), *size),
+        "unet": lambda: pipeline.endpoints([latents]),
+        "decode": lambda: pipeline.decode(latents, size),
+    }
+    loaded, start = peak(), time.perf_counter()
+    runs[name]()
+    minutes = (time.perf_counter() - start) / 60
+    print(f"{name} of {4 * width}x{4 * height}: peak {peak():.0f} MiB, before {loaded:.0f}, {minutes:.1f} minutes")
 
 
 @app.command()

@@ -59,13 +59,13 @@ def sd_start(make_sd: Callable[..., CTSRPipeline], tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def sd21(sd_start: Path, data: Data, make_run: Callable[..., Run], tmp_path: Path) -> tadsr.Recipe:
+def sd21(sd_start: Path, sd_folder: Path, data: Data, make_run: Callable[..., Run], tmp_path: Path) -> tadsr.Recipe:
     return replace(
         tadsr.SD21,
         data=replace(data, pairs=replace(data.pairs, bicubic_share=0.01)),
         run=make_run(tmp_path / "tadsr", warm_up=0, accumulation=2),
         start=str(sd_start),
-        prior=sd_start,
+        prior=sd_folder,  # has the text encoder that guidance needs
         peak_rate=1e-2,  # 1e-4 would be too little to see in two steps
         reconstruction=Reconstruction(l2=1.0, perceptual=0.0, features="none"),
         timesteps=TIMESTEPS,

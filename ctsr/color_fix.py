@@ -99,6 +99,12 @@ def check_shapes(sr: Tensor, reference: Tensor) -> None:
         )
 
 
+def check_color_fix(name: str) -> None:
+    """Raises ValueError for a name that is not a colour fix."""
+    if name not in get_args(ColorFix):
+        raise ValueError(f"There is no color_fix {name!r}: choose one of {', '.join(get_args(ColorFix))}.")
+
+
 COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"wavelet": wavelet, "adain": adain}
 
 
@@ -113,6 +119,5 @@ def apply_color_fix(name: ColorFix, sr: Tensor, reference: Tensor) -> Tensor:
     Raises:
         ValueError: `name` is not a colour fix, or the shapes differ.
     """
-    if name not in get_args(ColorFix):
-        raise ValueError(f"There is no colour fix {name!r}: choose one of {', '.join(get_args(ColorFix))}.")
+    check_color_fix(name)
     return sr if name == "none" else COLOR_FIXES[name](sr, reference)

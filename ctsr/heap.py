@@ -2,7 +2,7 @@
 
 glibc maps large blocks apart and unmaps them when they are freed, but keeps smaller ones (below 32 MiB, once such a one
 was freed) in its heap, where tile after tile leaves gaps that the next does not fit: Stable Diffusion's encoder grew by
-some 300 MiB a tile of 1024 pixels, up to 14 GiB for a 7680x4320 picture.
+some 300 MiB a tile of 1024 pixels, up to 13 GiB for a 7680x4320 picture.
 """
 
 import ctypes

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import heap, staged, tiling
 from .families import Timestep
-from .stages import Stages, decoder_stages, encoder_stages, has_stages, reach
+from .stages import Stages, decoder_stages, encoder_stages, has_stages, on_devices, reach
 from .tiling import PIXELS_PER_CELL
 
 SMALLEST_TILE = tiling.TILE_LADDER[-1] * PIXELS_PER_CELL // 2
@@ -98,9 +98,10 @@ def memory(module: nn.Module, stage: str) -> float:
 
 def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
     """Picture in [-1, 1] -> unscaled latents; the mode of the posterior where there is one."""
-    known: dict[str, Timestep] = {} if timestep is None else {"timestep": timestep}
+    steps = None if timestep is None else on_devices(timestep)
 
     def call(x: Tensor) -> Tensor:
+        known = {} if steps is None else {"timestep": steps(x.device)}
         encoded = cast(Any, vae).encode(working(vae, x), **known)
         return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
@@ -134,14 +135,12 @@ def unet(module: nn.Module, timestep: Timestep, prompt_embeds: Tensor | None) ->
         prompt_embeds: [B, tokens, dim] for B pictures, of which a call may get several tiles each.
     """
 
-    steps: dict[torch.device, Tensor] = {}  # a number would be brought to a GPU, and waited for, at every tile
+    steps = on_devices(timestep)
 
     def call(z: Tensor) -> Tensor:
         z = working(module, z)
-        if z.device not in steps:
-            steps[z.device] = torch.as_tensor(timestep, device=z.device)
         embeds = None if prompt_embeds is None else prompt_embeds.to(z).repeat(len(z) // len(prompt_embeds), 1, 1)
-        return module(z, steps[z.device], encoder_hidden_states=embeds).sample
+        return module(z, steps(z.device), encoder_hidden_states=embeds).sample
 
     halo = cast("int | None", getattr(module, "halo", None))
     attends = prompt_width(module) is not None

@@ -27,7 +27,7 @@ from torch import Tensor
 from typing_extensions import Self, Unpack  # in typing from Python 3.11
 
 from . import families, hub, networks
-from .color_fix import ColorFix, apply_color_fix
+from .color_fix import ColorFix, apply_color_fix, check_color_fix
 from .doubling import double_by_phases
 from .errors import CheckpointError
 from .execution import ExecutionMixin, check_tile
@@ -549,7 +549,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         check_tile(tile, tile_overlap)
         if output_type not in ("pil", "pt", "np", "latent"):
             raise ValueError(f"output_type must be pil, pt, np or latent, not {output_type!r}.")
-        check_color_fix(color_fix)
+        if color_fix is not None:
+            check_color_fix(color_fix)
         sizes = {output_size(picture, scale, height, width) for picture in pictures}
         if output_type != "pil" and len(sizes) > 1:
             raise ValueError("Results of several sizes cannot be one batch: use output_type 'pil' or height and width.")
@@ -740,12 +741,6 @@ def from_pil(picture: Image.Image) -> Tensor:
     if picture.has_transparency_data:
         logger.warning("The picture's alpha is dropped: enlarge it apart, or use `ctsr upscale`, which keeps it.")
     return torch.as_tensor(np.array(picture.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
-
-
-def check_color_fix(name: str | None) -> None:
-    """Raises ValueError for one that there is not; None stands for the checkpoint's own."""
-    if name not in (None, "none", "wavelet", "adain"):
-        raise ValueError(f"color_fix must be none, wavelet or adain, not {name!r}.")
 
 
 def check_bits(name: str, picture: Image.Image) -> None:

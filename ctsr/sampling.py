@@ -187,8 +187,8 @@ def calibrate(sample: Tensor, whole: Tensor) -> list[float]:
         sample: [crops, features].
         whole: [features].
     """
-    sample = sample.double().cpu()
-    deviation = sample - whole.double().cpu()
+    sample, whole = sample.cpu().double(), whole.cpu().double()  # in this order: not every GPU has fp64
+    deviation = sample - whole
     scale = sample.std(0, correction=0)
     deviation = torch.where(scale > 0, deviation / scale, 0)
     gram = deviation @ deviation.mT / deviation.shape[1]

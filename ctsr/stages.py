@@ -4,10 +4,12 @@ A chain computes what `AutoencoderKL.encode(...).latent_dist.mode()` or `.decode
 `staged` runs it over pictures of any size.
 """
 
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
@@ -137,6 +139,7 @@ def encoder_stages(vae: AutoencoderKL, timestep: Timestep | None) -> Stages:
     blocks = list(encoder.down_blocks)
     quant = () if vae.quant_conv is None else (vae.quant_conv,)
     last = (encoder.mid_block, encoder.conv_norm_out, encoder.conv_act, encoder.conv_out, *quant, Mode())
+    steps = None if timestep is None else on_devices(timestep)
     return tuple(
         Stage(
             before=(encoder.conv_in,) if level == 0 else (),
@@ -144,7 +147,7 @@ def encoder_stages(vae: AutoencoderKL, timestep: Timestep | None) -> Stages:
             after=last if level == len(blocks) - 1 else parts(block, "downsamplers"),
             read_scale=PIXELS_PER_CELL >> level,
             write_scale=max(1, PIXELS_PER_CELL >> (level + 1)),
-            embed=lambda x: embedding(vae, timestep, x),
+            embed=lambda x: None if steps is None else embedding(vae, steps(x.device), x),
         )
         for level, block in enumerate(blocks)
     )
@@ -155,12 +158,20 @@ def parts(block: nn.Module, name: str) -> Modules:
     return tuple(cast("Iterable[nn.Module] | None", getattr(block, name)) or ())
 
 
-def embedding(vae: AutoencoderKL, timestep: Timestep | None, x: Tensor) -> Tensor | None:
-    """Activated embedding of a time-aware encoder's timestep [B | 1, 256]; None for a plain encoder."""
-    if timestep is None:
-        return None
+def embedding(vae: AutoencoderKL, timestep: Tensor, x: Tensor) -> Tensor:
+    """Activated embedding of a time-aware encoder's timestep, [B | 1, 256] in x's dtype."""
     encoder = cast(TimeAwareAutoencoderKL, vae).encoder
     return F.silu(encoder.time_embedding(encoder.time_proj(steps_of(timestep, x)).to(x.dtype)))
+
+
+def on_devices(timestep: Timestep) -> Callable[[torch.device], Tensor]:
+    """`timestep` as a tensor, brought to each device once: a number would be waited for by a GPU at every tile."""
+
+    @functools.cache
+    def on(device: torch.device) -> Tensor:
+        return torch.as_tensor(timestep, device=device)
+
+    return on
 
 
 def takes_embedding(module: nn.Module) -> bool:

@@ -219,7 +219,7 @@ def test_color_fix(tiny_mini):
         ({"tile": 128, "tile_overlap": 128}, "less than tile"),
         ({"tile_overlap": -1}, "from 0"),
         ({"output_type": "jpg"}, "pil, pt, np or latent"),
-        ({"color_fix": "hsv"}, "none, wavelet or adain"),
+        ({"color_fix": "hsv"}, "color_fix .* none, wavelet, adain"),
         ({"timestep": 1000}, "0 to 999"),
         ({"timestep": 0.5}, "integer"),
         ({"t": 1.1}, "0 .most realistic. to 1"),

@@ -303,6 +303,18 @@ def test_latent_that_a_node_of_the_host_changed(server, kind, count, size):
     np.testing.assert_allclose(image, plain, atol=1e-5, rtol=0)
 
 
+def test_a_mirrored_latent_is_decoded_without_the_old_picture_s_colours(server):
+    prompt = five()
+    prompt["change"] = node("LatentFlip", samples=["dial", 0], flip_method="x-axis: vertically")
+    prompt["decode"]["inputs"]["latent"] = ["change", 0]
+    before = server.log.count("colours are not fixed")
+    (image,) = saved(server, prompt, ["decode", 0])
+    assert server.log.count("colours are not fixed") > before
+    prompt["plain"] = node("VAEDecode", samples=["change", 0], vae=["load", 1])
+    (plain,) = saved(server, prompt, ["plain", 0])
+    np.testing.assert_allclose(image, plain, atol=1e-5, rtol=0)
+
+
 def test_latent_changed_before_the_unet(server):
     prompt = five()
     prompt["change"] = node(

@@ -12,7 +12,7 @@ import tyro
 from skimage.metrics import peak_signal_noise_ratio
 
 from ctsr import CTSRPipeline
-from training import autoencoder, fidelity, osediff, prior
+from training import autoencoder, fidelity, joint, osediff, prior
 from training.data import open_photos
 from training.loop import Run
 from training.one_step import OneStep, enlarge
@@ -88,7 +88,7 @@ def test_the_command_line_chooses_a_recipe_and_changes_it(monkeypatch: pytest.Mo
     assert seen == [Recipe(Run(Path("there"), steps=99, batch=3), "mini")]
 
 
-@pytest.mark.parametrize("stage", [autoencoder, fidelity, prior, osediff])
+@pytest.mark.parametrize("stage", [autoencoder, fidelity, prior, osediff, joint])
 def test_the_recipes_of_a_stage_can_be_run_from_the_command_line(
     stage, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

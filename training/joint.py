@@ -1,0 +1,122 @@
+"""Both ends and the way between them at once, behind stage 2.
+
+    python -m training.joint mini --data.photos PHOTOS --start RUNS/stage2/model.safetensors --run.out RUNS/joint
+
+Stage 2 reads the faithful end off features that were trained for the realistic one, by a single convolution: the
+further a realism term has taken them, the less they say of the truth. Here every weight learns for all of the dial:
+
+    rec_r(x^0, x_H) + realism terms on x^0 + rec_f(x^1, x_H) + path(x^t)
+
+x^t = D(z^t) with z^t of `ctsr.families.blend`, rec_r and rec_f the distances of `training.osediff` and
+`training.fidelity`, path that of `training.path`. No teacher is needed any more. The mini's alone: SD's decoder is
+frozen, and three of its pictures a step fit no card that the other stages ask for.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ctsr.families import blend
+from training import adapt as adapting
+from training import osediff, reconstruction
+from training.adapt import Adapt, adapt, finish
+from training.adversarial import Adversarial
+from training.data import Data, mini_data, open_photos, open_source
+from training.draws import Draws
+from training.fidelity import MINI_DISTANCES
+from training.loop import Run, Turn, fit
+from training.one_step import OneStep, open_pipeline
+from training.path import path_loss
+from training.perceptual import NoDistance, perceptual_loss
+from training.realism import Realism, RealismTerms, total
+from training.reconstruction import Reconstruction, reconstruction_losses
+from training.scores import RegulariserLora
+from training.sources import Sample
+from training.stage import main, save, validate
+from training.stage2 import DIAL, with_bends
+from training.vsd import VSD
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults and their reasons.
+
+    Attributes:
+        start: a file of `training.stage2`.
+        prior, regulariser_lora: for VSD, as in `training.osediff`.
+        realistic, faithful: distances of the ends.
+        path: weight of the pictures on the way against the blend of the end pictures.
+        realism: terms on the realistic end.
+    """
+
+    data: Data
+    run: Run
+    start: str
+    prior: Path | None = None
+    regulariser_lora: RegulariserLora | None = None
+    adapt: Adapt = adapting.MINI
+    peak_rate: float = 1e-4
+    realistic: Reconstruction = reconstruction.MINI
+    faithful: Reconstruction = MINI_DISTANCES
+    path: float = 4.0
+    realism: Realism = field(default_factory=Realism)
+
+
+MINI = Recipe(
+    data=mini_data(),
+    run=Run(out=tyro.MISSING, steps=2000, ema=0.99),
+    start=tyro.MISSING,
+    # Half of the factor with which fidelity trains the autoencoder, which is nearly there.
+    adapt=replace(adapting.MINI, autoencoder_factor=0.2),
+    # Less sharpening than osediff's, whose edges overshoot where a camera's own are soft.
+    realistic=replace(reconstruction.MINI, l2=3.0, sharpen=1.0),
+    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.5)),
+)
+RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI)}
+
+
+class Dial(nn.Module):
+    """The generator's loss."""
+
+    def __init__(self, model: OneStep, recipe: Recipe, terms: RealismTerms):
+        super().__init__()
+        self.model, self.recipe, self.terms = model, recipe, terms
+        self.perceptual = perceptual_loss(recipe.realistic.features, model)
+
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
+        ends = self.model(batch["lr"])
+        t = Draws(batch["index"], self.recipe.run.seed).uniform("dial").to(ends.z0.device)
+        latents = torch.cat([ends.z0, blend(ends, 1.0), blend(ends, t)])
+        x0, x1, x = self.model.decode(latents).chunk(3)
+        realistic = reconstruction_losses(x0, batch["sharp"], self.recipe.realistic, self.perceptual)
+        faithful = reconstruction_losses(x1, batch["soft"], self.recipe.faithful, NoDistance())
+        terms = {f"realistic_{name}": term for name, term in realistic.items()}
+        terms |= {f"faithful_{name}": term for name, term in faithful.items()}
+        terms["path"] = self.recipe.path * path_loss(x, x0, x1, t)
+        judged = self.terms.judged(ends.z0, x0, batch)
+        return {**total(terms | self.terms.losses(judged, x0, batch)), "fake": x0, "latents": judged}
+
+
+def train(recipe: Recipe) -> None:
+    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
+    if recipe.adapt.unet != "full":
+        raise ValueError("What the two ends share must learn for both: give --adapt.unet full.")
+    set_seed(recipe.run.seed)
+    photos, pairs = open_photos(recipe.data)
+    pipeline = with_bends(open_pipeline(recipe.start))
+    model = OneStep(pipeline)
+    groups = adapt(model, recipe.adapt)
+    terms = RealismTerms(recipe.realism, recipe.run.seed, osediff.prior_scores(recipe))
+    turns = [Turn("dial", Dial(model, recipe, terms), recipe.peak_rate, groups), *terms.turns]
+    if fit(recipe.run, open_source(recipe.data, photos), turns, lambda: validate(model, pairs, DIAL)):
+        finish(model, recipe.adapt)
+        save(pipeline, recipe.run.out)
+
+
+if __name__ == "__main__":
+    main(RECIPES, train)

@@ -9,7 +9,7 @@ further a realism term has taken them, the less they say of the truth. Here ever
 
 x^t = D(z^t) with z^t of `ctsr.families.blend`, rec_r and rec_f the distances of `training.osediff` and
 `training.fidelity`, path that of `training.path`. No teacher is needed any more. The mini's alone: SD's decoder is
-frozen, and three of its pictures a step fit no card that the other stages ask for.
+frozen, so there is less that could learn together.
 """
 
 from dataclasses import dataclass, field, replace

@@ -30,6 +30,14 @@ NARROW_MEMORY = 2 * 2**30
 app = typer.Typer()
 
 
+class Part(str, Enum):
+    """Which network of the three."""
+
+    encode = "encode"
+    unet = "unet"
+    decode = "decode"
+
+
 class Shape(str, Enum):
     """Which networks."""
 
@@ -78,7 +86,7 @@ def picture(height: int, width: int, precision: str = "auto", shape: ShapeOption
 
 
 @app.command()
-def part(name: str, height: int, width: int, precision: str = "auto", shape: ShapeOption = Shape.mini) -> None:
+def part(name: Part, height: int, width: int, precision: str = "auto", shape: ShapeOption = Shape.mini) -> None:
     """One network of a picture's three, in the tiles that `__call__` would take; prints the peak and the time."""
     pipeline = build(shape, precision)
     channels = pipeline.vae.config["latent_channels"]
@@ -86,15 +94,17 @@ def part(name: str, height: int, width: int, precision: str = "auto", shape: Sha
     latents = torch.randn(
         1, channels, *(-(-side // pipeline.pad_multiple) * pipeline.pad_multiple // 8 for side in size)
     )
-    runs: dict[str, Callable[[], object]] = {
-        "encode": lambda: pipeline.encode(torch.rand(1, 3, height, width), *size),
-        "unet": lambda: pipeline.endpoints([latents]),
-        "decode": lambda: pipeline.decode(latents, size),
+    runs: dict[Part, Callable[[], object]] = {
+        Part.encode: lambda: pipeline.encode(torch.rand(1, 3, height, width), *size),
+        Part.unet: lambda: pipeline.endpoints([latents]),
+        Part.decode: lambda: pipeline.decode(latents, size),
     }
     loaded, start = peak(), time.perf_counter()
     runs[name]()
     minutes = (time.perf_counter() - start) / 60
-    print(f"{name} of {4 * width}x{4 * height}: peak {peak():.0f} MiB, before {loaded:.0f}, {minutes:.1f} minutes")
+    print(
+        f"{name.value} of {4 * width}x{4 * height}: peak {peak():.0f} MiB, before {loaded:.0f}, {minutes:.1f} minutes"
+    )
 
 
 @app.command()

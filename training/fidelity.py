@@ -25,7 +25,7 @@ from training.adapt import Adapt, adapt, finish
 from training.data import Data, mini_data, open_photos, open_source, restored_source, sd21_data
 from training.loop import Run, Turn, fit
 from training.one_step import OneStep, open_pipeline
-from training.perceptual import NoDistance
+from training.perceptual import perceptual_loss
 from training.realism import total
 from training.reconstruction import Reconstruction, reconstruction_losses
 from training.sources import Sample
@@ -78,7 +78,7 @@ class Generator(nn.Module):
         super().__init__()
         self.model, self.recipe = model, recipe
         self.first_vae = copy.deepcopy(model.vae).requires_grad_(False) if recipe.latent_weight else None
-        self.perceptual = NoDistance()
+        self.perceptual = perceptual_loss(recipe.reconstruction.features, model)
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss` and its terms."""

@@ -18,6 +18,7 @@ from training.pairs import Pairs
 from training.realism import Realism, RealismTerms
 from training.reconstruction import Reconstruction
 from training.sources import Sample
+from training.vsd import VSD
 
 SILENT = Reconstruction(l1=0.0, l2=0.0, low=0.0, perceptual=0.0, features="none")
 L2 = replace(SILENT, l2=1.0)
@@ -33,13 +34,16 @@ def dial(model: OneStep, recipe: joint.Recipe) -> Dial:
     return Dial(model, recipe, RealismTerms(Realism(), 0))
 
 
-def test_every_weight_learns(
+def test_every_weight_learns_under_both_realism_terms(
     recipe: joint.Recipe,
+    tiny_prior_file: Path,
     moved: Callable[[CTSRPipeline, CTSRPipeline, str], set[str]],
     reload: Callable[[Path], CTSRPipeline],
 ) -> None:
-    adversarial = Realism(adversarial=Adversarial(weight=0.5, delay=0))
-    joint.train(replace(recipe, realism=adversarial, run=replace(recipe.run, warm_up=0)))
+    both = Realism(VSD(weight=1.0, guidance=1.0), Adversarial(weight=0.5, delay=0))
+    joint.train(replace(recipe, realism=both, prior=tiny_prior_file, run=replace(recipe.run, warm_up=0)))
+    state = torch.load(recipe.run.out / "checkpoint.pt", weights_only=True)
+    assert state["modules"].keys() == {"dial", "regulariser", "discriminator"}
     before, after = open_pipeline(recipe.start), reload(recipe.run.out)
     assert after.config["family"] == "ctsr"
     for part in ("unet", "vae"):
@@ -76,6 +80,15 @@ def test_the_ends_are_held_to_the_sharp_and_the_soft_truth(
         changed = loss({**batch, truth: -batch[truth]})
         assert changed[end] != first[end]
         assert torch.equal(changed[other], first[other])
+
+
+def test_features_of_an_end_count_where_they_are_asked_for(
+    make_mini: Callable[..., CTSRPipeline], recipe: joint.Recipe, batch: Sample
+) -> None:
+    felt = replace(SILENT, perceptual=1.0, features="encoder")
+    terms = dial(OneStep(make_mini(3)), replace(recipe, realistic=felt, faithful=felt))(batch)
+    assert terms["realistic_perceptual"] > 0
+    assert terms["faithful_perceptual"] > 0
 
 
 def test_a_unet_that_does_not_learn_is_refused(recipe: joint.Recipe) -> None:

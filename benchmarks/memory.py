@@ -30,7 +30,7 @@ NARROW_MEMORY = 2 * 2**30
 app = typer.Typer()
 
 
-class Part(str, Enum):
+class Part(Enum):
     """Which network of the three."""
 
     encode = "encode"

@@ -2,9 +2,11 @@
 
 python -m training.export weights --model RUNS/stage2/model.safetensors --out ctsr/weights/ctsr-mini.safetensors
 python -m training.export pairs --photos PHOTOS --out RUNS/held_back
+python -m training.export pairs --photos PHOTOS --out RUNS/soft --softness 1 2
 """
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -50,7 +52,8 @@ def weights(
         out: the file to write.
         precision: of its tensors.
         color_fix: what it shall use by default.
-        extend: how far beyond the stage's own realistic end t = 0 shall lie, of the way between its ends; of the mini.
+        extend: how far beyond the stage's own realistic end t = 0 shall lie, of the way between its ends; less than
+            zero for short of it; of the mini.
     """
     pipeline = open_pipeline(model)
     pipeline.register_to_config(color_fix=color_fix)
@@ -66,9 +69,19 @@ def to_image(x: Tensor) -> Image.Image:
     return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
-def pairs(photos: Path, out: Path, size: int = 384) -> None:
-    """Writes LR and HR of every held-back photograph, `camera` degraded, as PNG folders."""
-    for number, pair in enumerate(held_back_pairs(load_photos(photos), mini_data().pairs, size)):
+def pairs(photos: Path, out: Path, size: int = 384, softness: tuple[float, float] = (0.0, 1.0)) -> None:
+    """Writes LR and HR of every held-back photograph, `camera` degraded, as PNG folders.
+
+    Args:
+        photos: folder of photographs.
+        out: where LR and HR shall lie.
+        size: side of HR in px.
+        softness: least and largest sigma in px of the blur on HR. Full-size pictures of a camera are softer than the
+            photographs that one finds on the web: a model may gain on those and lose on these.
+    """
+    least, largest = softness
+    settings = replace(mini_data().pairs, softness=largest)
+    for number, pair in enumerate(held_back_pairs(load_photos(photos), settings, size, least)):
         for folder, key in (("LR", "lr"), ("HR", "soft")):
             (out / folder).mkdir(parents=True, exist_ok=True)
             to_image(pair[key]).save(out / folder / f"{number:03d}.png")

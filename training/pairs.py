@@ -105,16 +105,16 @@ def make_pair(photos: Photos, pairs: Pairs, index: int) -> Sample:
     return pair_of(pixels, pairs, index, rng)
 
 
-def held_back_pairs(photos: Photos, pairs: Pairs, size: int = 384) -> list[Sample]:
+def held_back_pairs(photos: Photos, pairs: Pairs, size: int = 384, least_softness: float = 0.0) -> list[Sample]:
     """One fixed pair, `camera` degraded, from the middle of every held-back photograph: a square of `size` px, or as
-    large as a smaller one allows."""
+    large as a smaller one allows. Sigma between `sharp` and `soft` is from `least_softness` to `pairs.softness`."""
     samples: list[Sample] = []
     for index, pixels in enumerate(photos.held_back.values()):
         rng = np.random.default_rng((pairs.seed, 1, index))
         side = min(size, *pixels.shape[:2]) // GRID * GRID
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
         sharp = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-        soft = soften(sharp, pairs.softness * rng.random())
+        soft = soften(sharp, least_softness + (pairs.softness - least_softness) * rng.random())
         samples.append(sample_of(index, degrade(soft, "camera", rng), soft, sharp))
     return samples
 

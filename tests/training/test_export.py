@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,8 +14,8 @@ from training.export import extend_, pairs, weights
 from training.one_step import OneStep
 
 
-@pytest.mark.parametrize("share", [0.3, 1.0])
-def test_a_longer_dial_is_the_same_curve_run_further(make_mini: Callable[..., CTSRPipeline], share: float) -> None:
+@pytest.mark.parametrize("share", [0.3, 1.0, -0.2])
+def test_a_longer_or_shorter_dial_is_the_same_curve(make_mini: Callable[..., CTSRPipeline], share: float) -> None:
     old, new = OneStep(make_mini()), OneStep(make_mini())
     extend_(new.unet, share)
     lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -44,3 +45,13 @@ def test_held_back_pairs_are_written_as_pictures(photos: Path, tmp_path: Path) -
     pairs(photos, tmp_path, size=128)
     with Image.open(tmp_path / "LR/000.png") as lr, Image.open(tmp_path / "HR/000.png") as hr:
         assert (lr.size, hr.size) == ((32, 32), (128, 128))
+
+
+def test_held_back_pairs_are_as_soft_as_asked(photos: Path, tmp_path: Path) -> None:
+    def acutance(folder: Path) -> float:
+        with Image.open(folder / "HR/000.png") as hr:
+            return float(np.abs(np.diff(np.asarray(hr, dtype=np.float64), axis=0)).mean())
+
+    pairs(photos, tmp_path / "sharp", size=128, softness=(0.0, 0.0))
+    pairs(photos, tmp_path / "soft", size=128, softness=(6.0, 7.0))
+    assert acutance(tmp_path / "soft") < 0.8 * acutance(tmp_path / "sharp")

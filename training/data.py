@@ -72,9 +72,14 @@ def open_photos(data: Data) -> tuple[Photos, list[Sample]]:
         ValueError: none is held back, so nothing could be scored.
     """
     photos = load_photos(data.photos, max(SMALLEST, data.pairs.crop), training=data.shards is None)
-    if not photos.held_back:
-        raise ValueError(f"no photograph under {data.photos} is held back (one in twelve is, by its name): add some.")
+    check_held_back(photos, data.photos)
     return photos, held_back_pairs(photos, data.pairs)
+
+
+def check_held_back(photos: Photos, folder: Path) -> None:
+    """Raises ValueError if none of the photographs of the folder is held back."""
+    if not photos.held_back:
+        raise ValueError(f"no photograph under {folder} is held back (one in twelve is, by its name): add some.")
 
 
 def batched(pair: Mapping[str, Tensor]) -> Sample:

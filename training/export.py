@@ -1,11 +1,12 @@
 """A stage's file as released weights, or held-back photographs as folders to score it on.
 
-python -m training.export weights --model RUNS/stage2/model.safetensors --out ctsr/weights/ctsr-mini.safetensors
+python -m training.export weights --model RUNS/joint/model.safetensors --extend=-0.3 --out my-ctsr.safetensors
 python -m training.export pairs --photos PHOTOS --out RUNS/held_back
 python -m training.export pairs --photos PHOTOS --out RUNS/soft --softness 1 2
 """
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from ctsr import TimeConditionedUNetMini
 from ctsr.color_fix import ColorFix
-from training.data import mini_data
+from training.data import check_held_back, mini_data
 from training.one_step import open_pipeline
-from training.pairs import held_back_pairs
+from training.pairs import Pairs, held_back_pairs
 from training.photos import load_photos
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,7 +28,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @torch.no_grad()
 def extend_(unet: TimeConditionedUNetMini, share: float) -> None:
-    """Moves t = 0 on by `share` of the way between the ends, in place; t = 1 and the curve stay where they are.
+    """Moves t = 0 by `share` of the way between the ends, in place; t = 1 and the curve stay where they are.
+
+    More than zero moves it away from t = 1, -1 < share < 0 towards it.
 
     With t_old = -share + (1 + share) t, z(t_old) is again z0 + t delta + t (1 - t) kappa, and the new groups are linear
     in the old ones. For residual prediction, z0 = z_L - o.
@@ -52,9 +55,14 @@ def weights(
         out: the file to write.
         precision: of its tensors.
         color_fix: what it shall use by default.
-        extend: how far beyond the stage's own realistic end t = 0 shall lie, of the way between its ends; less than
-            zero for short of it; of the mini.
+        extend: how far beyond the stage's own realistic end t = 0 shall lie, of the way between its ends, above -1;
+            less than zero for short of it. Of the mini.
+
+    Raises:
+        ValueError: nothing of the dial would be left, or the model is no ctsr-mini and has none to extend.
     """
+    if not -1 < extend < math.inf:
+        raise ValueError(f"extend is {extend}: give more than -1, of which nothing of the dial is left.")
     pipeline = open_pipeline(model)
     pipeline.register_to_config(color_fix=color_fix)
     if extend:
@@ -69,7 +77,7 @@ def to_image(x: Tensor) -> Image.Image:
     return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
 
 
-def pairs(photos: Path, out: Path, size: int = 384, softness: tuple[float, float] = (0.0, 1.0)) -> None:
+def pairs(photos: Path, out: Path, size: int = 384, softness: tuple[float, float] = (0.0, Pairs.softness)) -> None:
     """Writes LR and HR of every held-back photograph, `camera` degraded, as PNG folders.
 
     Args:
@@ -78,10 +86,15 @@ def pairs(photos: Path, out: Path, size: int = 384, softness: tuple[float, float
         size: side of HR in px.
         softness: least and largest sigma in px of the blur on HR. Full-size pictures of a camera are softer than the
             photographs that one finds on the web: a model may gain on those and lose on these.
+
+    Raises:
+        ValueError: no photograph is held back, the size is under 16, or the softness is none from least to largest.
     """
     least, largest = softness
     settings = replace(mini_data().pairs, softness=largest)
-    for number, pair in enumerate(held_back_pairs(load_photos(photos), settings, size, least)):
+    held_back = load_photos(photos, training=False)
+    check_held_back(held_back, photos)
+    for number, pair in enumerate(held_back_pairs(held_back, settings, size, least)):
         for folder, key in (("LR", "lr"), ("HR", "soft")):
             (out / folder).mkdir(parents=True, exist_ok=True)
             to_image(pair[key]).save(out / folder / f"{number:03d}.png")

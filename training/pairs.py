@@ -5,6 +5,7 @@ A sample is a pure function of a seed and its number: `lr` [3, crop/4, crop/4], 
 """
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,8 @@ class Pairs:
     def __post_init__(self) -> None:
         if self.crop <= 0 or self.crop % GRID:
             raise ValueError(f"crop is {self.crop}: give a multiple of {GRID}.")
+        if not 0 <= self.softness < math.inf:
+            raise ValueError(f"softness is {self.softness}: give a sigma of 0 px or more.")
 
 
 def to_tensor(pixels: Pixels) -> Tensor:
@@ -106,8 +109,21 @@ def make_pair(photos: Photos, pairs: Pairs, index: int) -> Sample:
 
 
 def held_back_pairs(photos: Photos, pairs: Pairs, size: int = 384, least_softness: float = 0.0) -> list[Sample]:
-    """One fixed pair, `camera` degraded, from the middle of every held-back photograph: a square of `size` px, or as
-    large as a smaller one allows. Sigma between `sharp` and `soft` is from `least_softness` to `pairs.softness`."""
+    """One fixed pair, `camera` degraded, from the middle of every held-back photograph.
+
+    Args:
+        photos: of which the held-back ones are taken.
+        pairs: softness and seed.
+        size: side of `soft` and `sharp` in px; of a smaller photograph as much as it allows, a multiple of 16.
+        least_softness: smallest sigma in px of the blur between `sharp` and `soft`; the largest is `pairs.softness`.
+
+    Raises:
+        ValueError: the size is under 16, or the least softness is none from 0 to the largest.
+    """
+    if size < GRID:
+        raise ValueError(f"size is {size}: give {GRID} px or more.")
+    if not 0 <= least_softness <= pairs.softness:
+        raise ValueError(f"least softness is {least_softness}: give one from 0 to {pairs.softness} px, the largest.")
     samples: list[Sample] = []
     for index, pixels in enumerate(photos.held_back.values()):
         rng = np.random.default_rng((pairs.seed, 1, index))

@@ -12,6 +12,7 @@ from ctsr import CTSRPipeline
 from ctsr.families import blend
 from training.export import extend_, pairs, weights
 from training.one_step import OneStep
+from training.photos import is_held_back
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0, -0.2])
@@ -39,6 +40,24 @@ def test_only_a_mini_can_be_extended(make_sd: Callable[..., CTSRPipeline], tmp_p
     with pytest.raises(ValueError, match="leave --extend at 0"):
         weights(tmp_path / "sd.safetensors", tmp_path / "out.safetensors", extend=0.2)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("extend", [-1.0, -2.0, float("nan")])
+def test_a_dial_of_which_nothing_is_left_is_refused(tiny_mini_file: Path, tmp_path: Path, extend: float) -> None:
+    with pytest.raises(ValueError, match="give more than -1"):
+        weights(tiny_mini_file, tmp_path / "out.safetensors", extend=extend)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_pairs_of_photographs_of_which_none_is_held_back(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in photos.glob("*.png"):
+        if not is_held_back(path.name):
+            (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="is held back"):
+        pairs(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_held_back_pairs_are_written_as_pictures(photos: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ctsr import CTSRPipeline
 from training.one_step import OneStep
-from training.pairs import Pairs, bicubic, held_back_pairs, make_pair, paired_photos, to_tensor
+from training.pairs import Pairs, bicubic, held_back_pairs, make_pair, paired_photos, soften, to_tensor
 from training.photos import Photos
 from training.sources import Sample
 
@@ -74,6 +74,26 @@ def test_plain_bicubic_pairs(photos: Photos) -> None:
 def test_a_crop_that_no_whole_latents_cover_is_an_error(crop: int) -> None:
     with pytest.raises(ValueError, match="give a multiple of 16"):
         Pairs(crop=crop)
+
+
+@pytest.mark.parametrize("softness", [-1.0, float("nan"), float("inf")])
+def test_a_softness_that_is_no_sigma_is_refused(softness: float) -> None:
+    with pytest.raises(ValueError, match="give a sigma of 0 px or more"):
+        Pairs(softness=softness)
+
+
+def test_held_back_pairs_have_at_least_the_softness_asked(photos: Photos) -> None:
+    for pair in held_back_pairs(photos, Pairs(softness=2.0), size=48, least_softness=2.0):
+        sharp = ((pair["sharp"] + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+        assert torch.equal(pair["soft"], to_tensor(soften(sharp, 2.0)))
+
+
+def test_held_back_pairs_refuse_what_cannot_be_made(photos: Photos) -> None:
+    with pytest.raises(ValueError, match="size is 8: give 16 px or more"):
+        held_back_pairs(photos, Pairs(), size=8)
+    for least in (-0.5, 1.5):
+        with pytest.raises(ValueError, match=f"least softness is {least}: give one from 0 to 1.0 px"):
+            held_back_pairs(photos, Pairs(), least_softness=least)
 
 
 def test_held_back_pairs_are_fixed_whatever_the_degradation_trained_on(photos: Photos) -> None:

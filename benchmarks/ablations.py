@@ -19,16 +19,17 @@ import tyro
 from torch import Tensor
 
 from ctsr.families import blend
-from training import fidelity, osediff, stage1, stage2, stage2_variants
-from training.adversarial import Adversarial
-from training.data import batched, open_photos
-from training.export import to_image
-from training.one_step import OneStep, open_pipeline
-from training.realism import Realism
-from training.sources import Sample
-from training.stage import RESULT
-from training.stage2_variants import b2_latent, encoded, open_variant
-from training.vsd import VSD
+from training.data.data import batched, open_photos
+from training.engine.sources import Sample
+from training.engine.stage import RESULT
+from training.losses.adversarial import Adversarial
+from training.losses.realism import Realism
+from training.losses.vsd import VSD
+from training.model.one_step import OneStep, open_pipeline
+from training.research import stage2_variants
+from training.research.stage2_variants import b2_latent, encoded, open_variant
+from training.stages import fidelity, osediff, stage1, stage2
+from training.stages.export import to_image
 
 ADVERSARIAL = osediff.MINI.realism.adversarial
 NO_ADVERSARIAL = Adversarial(weight=0.0)

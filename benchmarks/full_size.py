@@ -21,12 +21,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from ctsr.building import unfilled
-from ctsr.convert import Options, convert
-from ctsr.loading import load_pipeline
+from ctsr.convert.convert import Options, convert
+from ctsr.load import load_pipeline
+from ctsr.models.building import unfilled
 from tests.checkpoints import WRITERS, direct_ends, save_folder, save_single_file
 from tests.conftest import vocabulary, write_tokenizer
-from training.base import SD21_UNET, SD21_VAE
+from training.model.base import SD21_UNET, SD21_VAE
 
 X = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
 SINGLE = "v2-1_512-ema-pruned.safetensors"

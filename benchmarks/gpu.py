@@ -31,8 +31,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import narrow
-from ctsr import CTSRPipeline, PromptEmbeddings, networks
-from training.base import SD21_UNET, SD21_VAE
+from ctsr import CTSRPipeline, PromptEmbeddings
+from ctsr.tiling import networks
+from training.model.base import SD21_UNET, SD21_VAE
 
 STAGES = ("encode", "unet", "decode")
 ROOFLINE_TFLOP = {"encode": 1.08, "unet": 0.68, "decode": 2.48}

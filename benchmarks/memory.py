@@ -20,8 +20,9 @@ import typer
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, networks, tiling
-from training.base import SD21_UNET, SD21_VAE
+from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL
+from ctsr.tiling import networks, tiles
+from training.model.base import SD21_UNET, SD21_VAE
 
 SIZES = {"2K": (270, 480), "4K": (540, 960), "8K": (1080, 1920)}  # of the input, a quarter of the result
 NARROW = 8
@@ -78,7 +79,7 @@ def picture(height: int, width: int, precision: str = "auto", shape: ShapeOption
     """One picture through `__call__`; prints the peak and what the picture's own buffers come to."""
     pipeline = build(shape, precision)
     if shape is Shape.narrow:
-        tiling.total_memory = lambda device: NARROW_MEMORY
+        tiles.total_memory = lambda device: NARROW_MEMORY
     loaded = peak()
     pipeline(torch.rand(1, 3, height, width), t=0.5, output_type="pil")
     buffer = 16 * height * width * 3 * 4 / 2**20

@@ -13,8 +13,8 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-from ctsr.batch import readable_suffixes
-from ctsr.evaluate import luma
+from ctsr.app.evaluate import luma
+from ctsr.app.jobs import readable_suffixes
 
 CELL = 8
 

@@ -19,8 +19,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from benchmarks.memory import narrow
-from ctsr import networks, staged
-from training.base import SD21_VAE
+from ctsr.tiling import networks
+from ctsr.tiling.sd_vae import staged
+from training.model.base import SD21_VAE
 
 CPU = torch.device("cpu")
 STANDARD_DEVIATION = 64

@@ -1,4 +1,4 @@
-"""Peak GPU memory of one step of `training.stage1 sd21`, predicted without a GPU.
+"""Peak GPU memory of one step of `training.stages.stage1 sd21`, predicted without a GPU.
 
     python -m benchmarks.training_memory
 
@@ -27,15 +27,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, get_family
-from training.adapt import Group, adapt
-from training.base import SD21_UNET, SD21_VAE
-from training.dual_teacher import noised
-from training.loop import Turn
-from training.one_step import OneStep
-from training.realism import RealismTerms
-from training.sources import Sample
-from training.stage1 import SD21, DualTeacher, Student, View
-from training.teachers import Faithful, frozen, plain_latents
+from training.engine.loop import Turn
+from training.engine.sources import Sample
+from training.losses.dual_teacher import noised
+from training.losses.realism import RealismTerms
+from training.model.adapt import Group, adapt
+from training.model.base import SD21_UNET, SD21_VAE
+from training.model.one_step import OneStep
+from training.stages.stage1 import SD21, DualTeacher, Student, View
+from training.stages.teachers import Faithful, frozen, plain_latents
 
 GOAL = 20.4e9
 """Bytes; 85 % of a card of 24 GB."""

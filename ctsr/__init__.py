@@ -15,7 +15,7 @@ from .models.autoencoder_mini import TimeAwareAutoencoderMini
 from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
 from .models.unet_mini import TimeConditionedUNetMini
-from .pipeline_ctsr import CTSRPipeline, CTSRPipelineOutput, Encoded
+from .pipeline import CTSRPipeline, CTSRPipelineOutput, Encoded
 
 __version__ = "0.1.0"
 

@@ -10,7 +10,7 @@ import typer
 from PIL import Image, ImageOps
 
 from ctsr import CTSRPipeline
-from ctsr.pipeline_ctsr import as_pil, from_pil
+from ctsr.images.tensors import as_pil, from_pil
 
 
 def main(photo: Path, model: str = "mini", out: Path = Path(), device: str = "cpu") -> None:

@@ -15,7 +15,7 @@ from .inputs import COLOR_FIXES, LARGEST_TILE, color_fix_input, tile_input
 from .values import Origin, origin_of
 
 if TYPE_CHECKING:
-    from ..ctsr.color_fix import ColorFix
+    from ..ctsr.images.color_fix import ColorFix
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +61,9 @@ def decode(
     model: host.HostModel, samples: Tensor, origin: Origin, tile: int, color_fix: str, bar: host.Bar, first: int = 0
 ) -> Tensor:
     """IMAGE [B, H, W, 3 or 4] of unscaled latents [B, C, h, w], whose first is number `first` on the progress bar."""
-    from ..ctsr import networks
-    from ..ctsr.execution import check_tile
-    from ..ctsr.pipeline_ctsr import resize
+    from ..ctsr.images.tensors import resize
+    from ..ctsr.runtime.offload import check_tile
+    from ..ctsr.tiling import networks
 
     check_choice("color_fix", color_fix, COLOR_FIXES)
     check_tile(tile, None)

@@ -82,8 +82,8 @@ def target_size(rgb: Tensor, scale: float, width: int, height: int) -> tuple[int
     Raises:
         ValueError: an empty or absurd size, or one that does not fit into memory.
     """
-    from ..ctsr.batch import check_room
-    from ..ctsr.pipeline_ctsr import check_size, output_size
+    from ..ctsr.app.jobs import check_room
+    from ..ctsr.images.tensors import check_size, output_size
 
     check_number("scale", scale, SMALLEST_SCALE, LARGEST_SCALE)
     h, w = rgb.shape[-2:]
@@ -111,8 +111,8 @@ def encode(
 
     `first` is the number of the first picture on the progress bar, `timestep` None the checkpoint's own.
     """
-    from ..ctsr import networks
-    from ..ctsr.execution import check_tile
+    from ..ctsr.runtime.offload import check_tile
+    from ..ctsr.tiling import networks
 
     check_tile(tile, None)
     pipe = model.pipeline

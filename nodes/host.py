@@ -24,10 +24,10 @@ from .checkpoints import BUILT_IN, find
 from .checks import check_choice
 
 if TYPE_CHECKING:
-    from ..ctsr.attention import Attention
-    from ..ctsr.networks import Network
-    from ..ctsr.pipeline_ctsr import CTSRPipeline, Progress
+    from ..ctsr.pipeline import CTSRPipeline, Progress
     from ..ctsr.precision import Precision
+    from ..ctsr.runtime.attention import Attention
+    from ..ctsr.tiling.networks import Network
 
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 ATTENTIONS = ["auto", "xformers", "sdpa"]
@@ -52,13 +52,13 @@ class CTSRAutoencoder(CTSRNetwork):
 
     def encode(self, x: Tensor) -> Tensor:
         """[B, 3, H, W] -> [B, C, H/8, W/8], by the encoder at the checkpoint's own timestep."""
-        from ..ctsr import networks
+        from ..ctsr.tiling import networks
 
         return networks.encoder(self.network, self.timestep).call(x)
 
     def decode(self, z: Tensor, **_options: Any) -> Tensor:
         """[B, C, h, w] -> [B, 3, 8h, 8w]."""
-        from ..ctsr import networks
+        from ..ctsr.tiling import networks
 
         return networks.decoder(self.network).call(z)
 
@@ -85,7 +85,7 @@ class CTSRVAE(comfy.sd.VAE):
     """The checkpoint's autoencoder as the host's VAE, and the way back to the model for TiledVAEDecode."""
 
     def __init__(self, model: HostModel, autoencoder: CTSRAutoencoder, patcher: WholePatcher, dtype: torch.dtype):
-        from ..ctsr import networks
+        from ..ctsr.tiling import networks
 
         with silenced("No VAE weights detected"):
             super().__init__(sd={})
@@ -137,8 +137,8 @@ def load(patcher: WholePatcher, network: Network, height: int, width: int, tile:
 
 def working_bytes(network: Network, height: int, width: int, tile: int, device: torch.device) -> float:
     """Bytes that a network works in, untiled or with the tiles that it will choose."""
-    from ..ctsr import networks
-    from ..ctsr.tiling import PIXELS_PER_CELL
+    from ..ctsr.tiling import networks
+    from ..ctsr.tiling.tiles import PIXELS_PER_CELL
 
     h, w = -(-height // PIXELS_PER_CELL), -(-width // PIXELS_PER_CELL)
     side = networks.choose_tile(network, h, w, tile, device)
@@ -160,8 +160,8 @@ def open_model(checkpoint: str, precision: str, attention: str) -> HostModel:
         ValueError: an unknown checkpoint, precision or attention, or one that cannot be had here.
         CheckpointError: the file is damaged, or no checkpoint of ours.
     """
-    from ..ctsr.attention import use_attention
-    from ..ctsr.loading import MINI_WEIGHTS, load_pipeline, move
+    from ..ctsr.load import MINI_WEIGHTS, load_pipeline, move
+    from ..ctsr.runtime.attention import use_attention
 
     check_choice("precision", precision, PRECISIONS)
     check_choice("attention", attention, ATTENTIONS)

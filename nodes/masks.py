@@ -33,7 +33,7 @@ def dial_map(
     Returns:
         [B, 1, *cells] in [0, 1].
     """
-    from ..ctsr.pipeline_ctsr import map_to_latents
+    from ..ctsr.images.tensors import map_to_latents
 
     masks = mask if mask.ndim == 3 else mask[None]
     inside = torch.cat([map_to_latents(one.float().clamp(0, 1), size, cells) for one in masks])

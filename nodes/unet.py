@@ -53,8 +53,8 @@ def restore(
     Raises:
         ValueError: the checkpoint takes two encodes and the latent brings one.
     """
-    from ..ctsr import networks
-    from ..ctsr.execution import check_tile
+    from ..ctsr.runtime.offload import check_tile
+    from ..ctsr.tiling import networks
 
     check_tile(tile, None)
     pipe = model.pipeline

@@ -60,11 +60,13 @@ def name_in_tree(path: Path) -> str:
 
 
 def test_the_walk_sees_every_kind_of_import():
-    source = "import comfy.utils\ndef f():\n    from nodes import x\n    importlib.import_module('training.loop')\n"
+    source = (
+        "import comfy.utils\ndef f():\n    from nodes import x\n    importlib.import_module('training.engine.loop')\n"
+    )
     assert [name for name in imported(ast.parse(source)) if USERS_OF_IT.match(name)] == [
         "comfy.utils",
         "nodes",
-        "training.loop",
+        "training.engine.loop",
     ]
 
 
@@ -280,8 +282,8 @@ for module, names in wanted.items():
 
 import torch
 
-load_pipeline = sys.modules[name + ".ctsr.loading"].load_pipeline
-picture = load_pipeline(sys.modules[name + ".ctsr.loading"].MINI_WEIGHTS)(torch.rand(1, 3, 16, 16), output_type="pt")
+load_pipeline = sys.modules[name + ".ctsr.load"].load_pipeline
+picture = load_pipeline(sys.modules[name + ".ctsr.load"].MINI_WEIGHTS)(torch.rand(1, 3, 16, 16), output_type="pt")
 loaded = {key: module.__file__ for key, module in sys.modules.items() if key.startswith(name + ".ctsr")}
 print(json.dumps({
     "size": list(picture.images.shape),
@@ -303,7 +305,7 @@ def wanted_of_the_library() -> dict[str, list[str]]:
 
 def test_what_the_nodes_use_needs_no_more_than_a_host_and_its_requirements():
     wanted = wanted_of_the_library()
-    assert {"ctsr", "ctsr.batch", "ctsr.loading", "ctsr.pipeline_ctsr"} <= wanted.keys()
+    assert {"ctsr.app.jobs", "ctsr.load", "ctsr.pipeline", "ctsr.tiling.networks"} <= wanted.keys()
     command = [sys.executable, "-c", NODE_PATH, ",".join(LACKING), str(ROOT), json.dumps(wanted)]
     result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -311,7 +313,7 @@ def test_what_the_nodes_use_needs_no_more_than_a_host_and_its_requirements():
     assert seen["size"] == [1, 3, 64, 64]
     assert seen["hidden"] == []
     files = [Path(file) for file in seen["files"]]
-    assert ROOT / "ctsr/batch.py" in files
+    assert ROOT / "ctsr/app/jobs.py" in files
     names = {name.split(".")[0] for file in files for name in imported_at_import(of_file(file)) if name[0] != "."}
     outside = names - sys.stdlib_module_names - BROUGHT_BY_A_HOST
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()

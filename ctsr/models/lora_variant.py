@@ -17,7 +17,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config  # pyr
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from ..lora import Pair, Pairs
+from .lora import Pair, Pairs
 
 
 class LoraVariant(ModelMixin, ConfigMixin):

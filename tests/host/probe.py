@@ -110,7 +110,7 @@ class ProbePipeline:
         return {"required": {"model": TEXT, "file": TEXT, "t": REAL, "scale": REAL}}
 
     def run(self, model: str, file: str, t: float, scale: float) -> tuple[torch.Tensor]:
-        pipeline = pack("ctsr.loading").load_pipeline(model, torch.float32)
+        pipeline = pack("ctsr.load").load_pipeline(model, torch.float32)
         picture = Image.open(Path(folder_paths.get_input_directory()) / file)
         return (pipeline(picture, t=t, scale=scale, output_type="pt").images.movedim(1, -1),)
 
@@ -247,6 +247,6 @@ def make_room(checkpoint: str, image: torch.Tensor) -> list[Any]:
         upscale(image, 0.5, 2.0, ours)
         steps = [loaded()]
         ours.pipeline.unet.forward = limited(ours.pipeline.unet.forward, 64 * 64 - 1, 0)
-        host.load(ours.unet, pack("ctsr.networks").unet(ours.pipeline.unet, 0, None), 512, 512, 0)
+        host.load(ours.unet, pack("ctsr.tiling.networks").unet(ours.pipeline.unet, 0, None), 512, 512, 0)
         ours.pipeline.endpoints([torch.zeros(1, 4, 64, 64)])
         return [*steps, loaded()]

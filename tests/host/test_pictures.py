@@ -46,7 +46,7 @@ def test_an_sd_shaped_checkpoint_gives_the_floats_of_the_pipeline(server, tiny_s
 
 def test_png_of_the_host_is_within_one_level_of_the_command_lines(server, tmp_path):
     run = succeed(server, five("odd.png", MINI, t=0.25, scale=3.0))
-    command = [sys.executable, "-m", "ctsr.cli", "upscale", str(server.base / "input" / "odd.png")]
+    command = [sys.executable, "-m", "ctsr", "upscale", str(server.base / "input" / "odd.png")]
     options = ["-o", str(tmp_path / "out.png"), "--t", "0.25", "--scale", "3", "--precision", "fp32"]
     subprocess.run([*command, *options], check=True, capture_output=True, timeout=120)
     ours = np.asarray(Image.open(tmp_path / "out.png"), np.int16)

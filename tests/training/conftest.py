@@ -15,11 +15,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
 from ctsr import CTSRPipeline
-from training.data import Data
-from training.loop import Run
-from training.pairs import Pairs
-from training.photos import is_held_back
-from training.sources import Sample
+from training.data.data import Data
+from training.data.pairs import Pairs
+from training.data.photos import is_held_back
+from training.engine.loop import Run
+from training.engine.sources import Sample
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,593 @@
+"""The command line: `ctsr upscale`, `ctsr sweep`, `ctsr evaluate`, `ctsr convert`, `ctsr info`.
+
+Everything a person reads goes to stderr, but for what `info` prints and the scores of `evaluate`. Exit codes: 0; 1 when
+a picture failed; 2 for arguments or a model that cannot be used, before anything is written; 130 after Ctrl-C. The
+modules that need torch are imported inside the commands, so that `--help` need not wait for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import CTSRError
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..images.color_fix import ColorFix
+    from ..pipeline import CTSRPipeline
+    from ..precision import Precision
+    from ..tiling.networks import Network
+    from .evaluate import Pair, Scores, Task
+    from .jobs import Job, Model, Options, Outcome
+
+app = typer.Typer(
+    name="ctsr",
+    help="One-step diffusion super-resolution with a dial between realism (t = 0) and fidelity (t = 1).",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+DEFAULT_SCALE = 4.0
+STAGES = {"encode": (0.0, 0.25), "unet": (0.25, 0.35), "decode": (0.6, 0.4)}
+"""Start and share of each step in the work on one picture, for the progress bar."""
+
+
+class PrecisionName(str, Enum):
+    """What the networks compute in."""
+
+    _value_: Precision
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class FilePrecisionName(str, Enum):
+    """What the weights in a file are."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class DeviceName(str, Enum):
+    """Where the networks run."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class ColorFixName(str, Enum):
+    """How colours are taken from the original."""
+
+    _value_: ColorFix
+
+    none = "none"
+    wavelet = "wavelet"
+    adain = "adain"
+
+
+ScaleOption = Annotated[float | None, typer.Option(help="Side of the result / side of the picture.  [default: 4]")]
+SizeOption = Annotated[
+    str | None, typer.Option(metavar="WxH", help="Exact size of the result in pixels, instead of --scale.")
+]
+ModelOption = Annotated[str, typer.Option(help="'mini' (built in), a .safetensors file of ctsr, or a folder.")]
+TileOption = Annotated[int, typer.Option(help="Side of a tile in pixels of the result; 0: automatic, none if it fits.")]
+ColorFixOption = Annotated[
+    ColorFixName | None, typer.Option(help="Take colours from the original.  [default: the model's own]")
+]
+PrecisionOption = Annotated[PrecisionName, typer.Option(help="auto: bf16 where the hardware has it, else fp32.")]
+DeviceOption = Annotated[DeviceName, typer.Option(help="auto: a CUDA device where there is one, else the CPU.")]
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do pictures again that are already there.")]
+
+
+def print_version(wanted: bool) -> None:
+    """`--version`."""
+    if wanted:
+        from .. import __version__
+
+        typer.echo(f"ctsr {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """One-step diffusion super-resolution with a dial between realism (t = 0) and fidelity (t = 1)."""
+
+
+# ---------------------------------------------------------------------------------------------------------- commands
+
+
+@app.command("upscale")
+def upscale_command(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN", help="Pictures, and folders of pictures.")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT", help="The picture or the folder to write.")
+    ] = None,
+    scale: ScaleOption = None,
+    size: SizeOption = None,
+    t: Annotated[float, typer.Option("--t", help="The dial: 0 = most realistic, 1 = most faithful.")] = 0.5,
+    model: ModelOption = "mini",
+    tile: TileOption = 0,
+    color_fix: ColorFixOption = None,
+    precision: PrecisionOption = PrecisionName.auto,
+    device: DeviceOption = DeviceName.auto,
+    overwrite: OverwriteOption = False,
+) -> None:
+    """Upscale pictures, or folders of pictures.
+
+    Without -o, photo.jpg becomes photo-ctsr.png in the current folder. With one picture, OUT is the picture to write
+    if it has a suffix (.png, .jpg, .tif, .webp, ...), else a folder. Folders are searched through and through; OUT gets
+    the same names in the same subfolders, with the same suffixes where that format can be written without loss of
+    transparency, else .png.
+
+    A picture whose output is already there is skipped (see --overwrite), so an interrupted run can be started again.
+    One bad picture does not stop the others; it is reported at the end, and the exit code is 1.
+    """
+    console = Console(stderr=True)
+    with errors_as_sentences(console):
+        from . import jobs as batch
+
+        options = make_options(t, scale, size, tile, color_fix)
+        loaded = make_model(model, precision, device)
+        jobs = batch.plan(inputs, output)
+        code = run_jobs(console, jobs, overwrite, lambda job, on_tile: batch.upscale(job, loaded, options, on_tile))
+    raise typer.Exit(code)
+
+
+@app.command("sweep")
+def sweep_command(
+    picture: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write into.")],
+    t: Annotated[str, typer.Option("--t", help="Values of the dial with commas between.")] = "0,0.2,0.4,0.6,0.8,1",
+    scale: ScaleOption = None,
+    size: SizeOption = None,
+    model: ModelOption = "mini",
+    tile: TileOption = 0,
+    color_fix: ColorFixOption = None,
+    precision: PrecisionOption = PrecisionName.auto,
+    device: DeviceOption = DeviceName.auto,
+) -> None:
+    """Turn the dial: one picture at several t, for the price of one and a decode each.
+
+    Writes NAME_t0.00.png and so on, and NAME_strip.png: the middle of the bicubic enlargement and of each result side
+    by side, pixel for pixel. Files of an earlier sweep are replaced.
+    """
+    console = Console(stderr=True)
+    with errors_as_sentences(console):
+        from . import jobs as batch
+
+        dials = batch.parse_dials(t)
+        options = make_options(dials[0], scale, size, tile, color_fix)
+        loaded = make_model(model, precision, device)
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"{output} is a file: name a folder with -o.")
+        code = run_jobs(
+            console,
+            [batch.Job(picture, output)],
+            True,
+            lambda job, on_tile: batch.sweep(job, loaded, options, dials, on_tile),
+        )
+    raise typer.Exit(code)
+
+
+@app.command("evaluate")
+def evaluate_command(
+    lr: Annotated[Path, typer.Option("--lr", metavar="DIR", help="The low-resolution pictures.")],
+    hr: Annotated[Path, typer.Option("--hr", metavar="DIR", help="Their truth, under the same names.")],
+    output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write into.")],
+    sr: Annotated[
+        list[Path] | None, typer.Option("--sr", metavar="DIR", help="Results of another method; may be repeated.")
+    ] = None,
+    t: Annotated[str, typer.Option("--t", help="Values of the dial with commas between.")] = "0,0.2,0.4,0.6,0.8,1",
+    model: ModelOption = "mini",
+    tile: TileOption = 0,
+    color_fix: ColorFixOption = None,
+    precision: PrecisionOption = PrecisionName.auto,
+    device: DeviceOption = DeviceName.auto,
+) -> None:
+    """Score the dial against the truth, beside bicubic, a blend of its two ends and others' results.
+
+    Pictures belong together by their names without suffix; a result has its truth's size. Writes t_0.00/NAME.png and so
+    on, scores.csv, per_picture.csv and perception_distortion.png, and prints the means. PSNR and SSIM are of Y, no
+    border cropped; NIQE, LPIPS, DISTS, MUSIQ, MANIQA, CLIPIQA and FID are pyiqa's, where it is installed. The blend is
+    scored if --t holds both 0 and 1. Files of an earlier run are replaced.
+    """
+    console = Console(stderr=True)
+    with errors_as_sentences(console):
+        from . import jobs as batch
+
+        try:
+            from . import evaluate
+        except ImportError as error:
+            needs = "`ctsr evaluate` needs scikit-image and matplotlib"
+            raise CTSRError(f'{needs} ({error}): pip install "ctsr[eval]".') from error
+
+        options = make_options(0, None, None, tile, color_fix)
+        loaded, others = make_model(model, precision, device), sr or []
+        dials = sorted(batch.parse_dials(t))
+        task = evaluate.Task(loaded, options, dials, evaluate.name_folders(others), output)
+        evaluate.check_out(task, [lr, hr, *others])
+        pairs = evaluate.find_pairs(lr, hr, others)
+        run_evaluation(console, pairs, task)
+
+
+@app.command("convert")
+def convert_command(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="OSEDiff's, TADSR's or PiSA-SR's .pkl, or a model of ctsr.")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The .safetensors file to write.")],
+    base: Annotated[
+        Path | None, typer.Option("--base", metavar="BASE", help="Stable Diffusion 2.1-base: a folder or a file.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", metavar="TEXT", help="Baked in as it is.  [default: the method's own]")
+    ] = None,
+    precision: Annotated[
+        FilePrecisionName, typer.Option(help="Number format of the weights in OUT.")
+    ] = FilePrecisionName.fp16,
+    keep_lora: Annotated[
+        bool, typer.Option("--keep-lora", help="Leave LoRA apart; OUT then needs peft where it runs.")
+    ] = False,
+) -> None:
+    """Make one file of another method's checkpoint and its base; every other command takes it as --model.
+
+    CHECKPOINT and BASE are told by what is in them, whatever their names. Of a pickle only tensors, numbers and names
+    are read; one with code is refused. OUT holds UNet, autoencoder, the prompt's embeddings, source and licence; it is
+    there whole or not at all.
+    """
+    console = Console(stderr=True)
+    with errors_as_sentences(console):
+        from ..convert.convert import Options, convert
+        from ..precision import DTYPES
+
+        options = Options(prompt, DTYPES[precision.value], keep_lora)
+        convert(checkpoint, base, output, options, lambda name, value: say(console, f"{name}: {value}"))
+
+
+@app.command("info")
+def info_command(
+    model: Annotated[str, typer.Argument(help="'mini', a .safetensors file, or a folder.")] = "mini",
+    size: Annotated[str, typer.Option(metavar="WxH", help="Size of the picture that goes in.")] = "1920x1080",
+    scale: Annotated[float, typer.Option(help="Side of the result / side of the picture.")] = DEFAULT_SCALE,
+    tile: TileOption = 0,
+    precision: PrecisionOption = PrecisionName.auto,
+    device: DeviceOption = DeviceName.auto,
+) -> None:
+    """Show what a model is, how it would run here, and the memory and tiles that a picture would take."""
+    console = Console(stderr=True)
+    with errors_as_sentences(console):
+        from . import jobs as batch
+
+        options = batch.Options(scale=scale, tile=tile)
+        width, height = batch.parse_size(size)
+        loaded = make_model(model, precision, device)
+        rows = [*model_rows(loaded, precision), *memory_rows(loaded, options, (height, width))]
+        indent = max(len(name) for name, _ in rows) + 2
+        for name, value in rows:
+            typer.echo(f"{name:<{indent}}{value}")
+
+
+# --------------------------------------------------------------------------------------------------------- arguments
+
+
+def make_options(t: float, scale: float | None, size: str | None, tile: int, color_fix: ColorFixName | None) -> Options:
+    """The options of a run; raises ValueError for those that cannot be."""
+    from . import jobs as batch
+
+    if scale is not None and size is not None:
+        raise ValueError("--scale and --size exclude each other: give one of them.")
+    return batch.Options(
+        t=t,
+        scale=DEFAULT_SCALE if scale is None else scale,
+        size=None if size is None else batch.parse_size(size),
+        tile=tile,
+        color_fix=None if color_fix is None else color_fix.value,
+    )
+
+
+def make_model(name: str, precision: PrecisionName, device: DeviceName) -> Model:
+    """A model that is loaded at its first use; raises for one that is not there, and for what the device cannot do."""
+    from ..precision import choose_dtype
+    from .jobs import Model
+
+    where = choose_device(device)
+    return Model(name, choose_dtype(precision.value, where), where)
+
+
+def choose_device(device: DeviceName) -> torch.device:
+    """The device; raises ValueError for CUDA where there is none."""
+    import torch
+
+    has_cuda = device is not DeviceName.cpu and torch.cuda.is_available()
+    if device is DeviceName.cuda and not has_cuda:
+        raise ValueError(
+            "There is no CUDA device that this torch can use: choose --device cpu, or install torch for it."
+        )
+    return torch.device("cuda" if has_cuda else "cpu")
+
+
+# ------------------------------------------------------------------------------------------------------------ saying
+
+
+def say(console: Console, text: str) -> None:
+    """One line, as it is."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+class ShortLines(logging.Handler):
+    """Shows the library's warnings as one line each."""
+
+    def __init__(self, console: Console):
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As `logging.Handler.emit`."""
+        say(self.console, f"{record.levelname.capitalize()}: {' '.join(record.getMessage().split())}")
+
+
+@contextmanager
+def errors_as_sentences(console: Console) -> Generator[None, None, None]:
+    """Shows expected errors as one sentence and warnings as one line; exit code 2, or 130 after Ctrl-C."""
+    logger, handler = logging.getLogger(str(__package__).rpartition(".")[0]), ShortLines(console)
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # torch's remarks to programmers
+            yield
+    except KeyboardInterrupt:
+        say(console, "Interrupted.")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # `ctsr info | head`
+        raise
+    except (CTSRError, ValueError, OSError) as error:
+        say(console, f"Error: {' '.join(str(error).split())}")
+        raise typer.Exit(2) from None
+    finally:
+        logger.removeHandler(handler)
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+class Bar:
+    """A progress bar over the files and one over the steps and tiles of the present one; a pipeline's callback."""
+
+    def __init__(self, console: Console, files: int):
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self.files: TaskID | None = self.progress.add_task("pictures", total=files) if files > 1 else None
+        self.picture = self.progress.add_task("", total=100)
+
+    def start(self, name: str) -> None:
+        """A picture begins."""
+        self.progress.reset(self.picture, description=name[-40:])
+
+    def finish(self) -> None:
+        """A picture is done, skipped or given up."""
+        if self.files is not None:
+            self.progress.advance(self.files)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """See `pipeline.Progress`."""
+        start, share = STAGES[stage]
+        self.progress.update(self.picture, completed=round(100 * (start + share * done / total)))
+
+
+def run_jobs(console: Console, jobs: Sequence[Job], overwrite: bool, work: Callable[[Job, Bar], str]) -> int:
+    """Runs jobs with a progress bar, then sums up; 1 when one failed, 130 after Ctrl-C, else 0."""
+    from . import jobs as batch
+
+    bar, outcomes, interrupted = Bar(console, len(jobs)), list[batch.Outcome](), False
+
+    def one(job: Job) -> str:
+        bar.start(job.source.name)
+        return work(job, bar)
+
+    try:
+        with nullcontext() if bar.progress.disable else bar.progress:  # rich 13 ends a disabled one with a line
+            for outcome in batch.run(jobs, one, overwrite):
+                outcomes.append(outcome)
+                bar.finish()
+    except KeyboardInterrupt:
+        interrupted = True
+    sum_up(console, outcomes, len(jobs))
+    if interrupted:
+        say(console, "Interrupted. Start it again to go on: what is done will be skipped.")
+        return 130
+    return int(any(outcome.state == "failed" for outcome in outcomes))
+
+
+def sum_up(console: Console, outcomes: Sequence[Outcome], jobs: int) -> None:
+    """The result of a single picture, or the numbers of all; then the sentence of each that failed."""
+    for outcome in outcomes if jobs == 1 else ():
+        if outcome.state == "done":
+            say(console, f"{outcome.job.target}: {outcome.detail}")
+        elif outcome.state == "skipped":
+            say(console, f"{outcome.job.target} is already there: skipped (--overwrite does it again).")
+    if jobs > 1:
+        counts = [sum(outcome.state == state for outcome in outcomes) for state in ("done", "skipped", "failed")]
+        hint = " (skipped: already there, --overwrite does them again)" if counts[1] else ""
+        say(console, f"{counts[0]} done, {counts[1]} skipped, {counts[2]} failed{hint}")
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            say(console, f"Error: {outcome.detail}")
+
+
+# ------------------------------------------------------------------------------------------------------------ scores
+
+
+def run_evaluation(console: Console, pairs: Sequence[Pair], task: Task) -> None:
+    """Scores pairs with a progress bar, then writes and prints; exit code 2 for pairs that do not fit, 1 for failures.
+
+    Scores of a part of the set would pass for those of the whole, so that one bad picture ends it.
+    """
+    from . import evaluate
+
+    if problems := list(evaluate.problems(pairs, task)):
+        for problem in problems:
+            say(console, f"Error: {problem}")
+        raise typer.Exit(2)
+    bar = Bar(console, len(pairs))
+
+    def watched() -> Iterator[Pair]:
+        for pair in pairs:
+            bar.start(pair.lr.name)
+            yield pair
+            bar.finish()
+
+    try:
+        with nullcontext() if bar.progress.disable else bar.progress:
+            scores = evaluate.evaluate(watched(), task, bar)
+    except evaluate.PictureError as error:
+        say(console, f"Error: {error}")
+        raise typer.Exit(1) from None
+    files = evaluate.write_scores(scores, task.out)
+    print_scores(scores, len(pairs))
+    say(console, f"Written: {', '.join(map(str, files))}")
+
+
+def print_scores(scores: Scores, pictures: int) -> None:
+    """The means as a table on stdout, as wide as it must be where that is not a terminal."""
+    table = Table(title=f"Means over {pictures} picture{'s' * (pictures > 1)}", caption_justify="left")
+    table.add_column("method")
+    table.add_column("t")
+    for name in scores.metrics:
+        table.add_column(name, justify="right")
+    for method, values in scores.means.items():
+        t = "" if method.t is None else f"{method.t:g}"
+        table.add_row(Text(method.name), t, *(f"{value:.4f}" for value in values.values()))
+    lower = [name for name, is_lower in scores.metrics.items() if is_lower]
+    table.caption = f"Lower is better: {', '.join(lower)}" if lower else None
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+# -------------------------------------------------------------------------------------------------------------- info
+
+
+def model_rows(model: Model, precision: PrecisionName) -> Iterator[tuple[str, str]]:
+    """What a model is and how it would run."""
+    from ..convert.convert import about_of
+    from ..load import COMPONENTS
+
+    pipe = model.pipeline
+    family = pipe.family
+    yield "model", model.name
+    files = [model.path] if model.path.is_file() else sorted(model.path.rglob("*.safetensors"))
+    yield "weights", f"{model.path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
+    dial = "a dial" if family.has_dial else "no dial: t changes nothing"
+    yield "family", f"{family.name} ({family.passes} UNet pass{'es' * (family.passes > 1)}, {dial})"
+    yield "parameterization", family.parameterization
+    yield "encoder timesteps", ", ".join("none" if step is None else str(step) for step in family.encoder_timesteps)
+    yield "colour fix", str(pipe.config["color_fix"])
+    yield from about_of(pipe).items()
+    for name in COMPONENTS:
+        if (component := getattr(pipe, name)) is not None:
+            count = sum(parameter.numel() for parameter in component.parameters())
+            yield name, f"{type(component).__name__}, {count / 1e6:.3f} M parameters"
+    yield "device", device_name(model.device)
+    yield "precision", precision_reason(model, precision)
+    yield "attention", attention(pipe)
+
+
+def device_name(device: torch.device) -> str:
+    """The device and what it has."""
+    import torch
+
+    from ..tiling.tiles import total_memory
+
+    memory = f"{total_memory(device) / 2**30:.1f} GiB"
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)}, {memory})"
+    return f"cpu ({torch.get_num_threads()} threads, {memory})"
+
+
+def precision_reason(model: Model, precision: PrecisionName) -> str:
+    """The precision taken and why."""
+    import torch
+
+    taken = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[model.dtype]
+    if precision is not PrecisionName.auto:
+        return f"{taken} (as asked)"
+    processor = "this GPU" if model.device.type == "cuda" else "this processor"
+    return f"{taken} (auto: {processor} has {'' if taken == 'bf16' else 'no '}bf16 in hardware)"
+
+
+def attention(pipe: CTSRPipeline) -> str:
+    """What computes attention in the loaded networks: none, xformers, sdpa or plain torch."""
+    processors = {
+        type(processor).__name__
+        for network in (pipe.vae, pipe.unet)
+        for module in network.modules()
+        if (processor := getattr(module, "processor", None)) is not None
+    }
+    if not processors:
+        return "none (these networks have no attention)"
+    kinds = {"xformers" if "XFormers" in x else "sdpa" if "2_0" in x else "plain" for x in processors}
+    return ", ".join(sorted(kinds))
+
+
+def memory_rows(model: Model, options: Options, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    """Predicted memory and tiles for a picture of height and width `size`."""
+    import torch
+
+    from ..images.tensors import check_size, output_size
+    from ..tiling import networks
+    from ..tiling.tiles import PIXELS_PER_CELL
+    from .jobs import BUFFER_BYTES
+
+    pipe = model.pipeline
+    height, width = output_size(torch.empty(1, 3, *size, device="meta"), options.scale, None, None)
+    check_size(height, width)
+    cells = tuple(-(-side // pipe.pad_multiple) * pipe.pad_multiple // PIXELS_PER_CELL for side in (height, width))
+    yield "input", f"{size[1]}x{size[0]}"
+    yield "output", f"{width}x{height}"
+    for stage, network in (
+        ("encode", networks.encoder(pipe.vae, pipe.family.encoder_timesteps[0])),
+        ("unet", networks.unet(pipe.unet, pipe.family.timesteps[0], None)),
+        ("decode", networks.decoder(pipe.vae)),
+    ):
+        yield f"{stage} memory", stage_memory(network, cells[0], cells[1], options.tile, model.device)
+    yield "picture buffers", f"{height * width * BUFFER_BYTES / 2**20:.0f} MiB at the peak, whatever the tiles"
+
+
+def stage_memory(network: Network, height: int, width: int, tile: int, device: torch.device) -> str:
+    """Predicted working memory of a network over height x width latents, and its tiles."""
+    from ..tiling import networks
+
+    side, memory = networks.choose_tile(network, height, width, tile, device), networks.work_memory(device)
+    need = networks.predicted_memory(network, height, width, side, memory, device)
+    return f"{need / 2**20:.0f} MiB, {networks.describe_tiles(network, height, width, side, memory)}"

@@ -1,0 +1,699 @@
+"""The pipeline: encode -> endpoints -> blend -> decode.
+
+One-step, time-aware super-resolution with a dial from realism (t = 0) to fidelity (t = 1); see `families` for the
+formulas and their sources. The four public steps are what `__call__` runs and what the ComfyUI nodes call; the dial
+stands after the UNet, so a second t on the same picture costs a decode only.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.utils.outputs import BaseOutput
+from PIL import Image
+from torch import Tensor
+from typing_extensions import Self, Unpack  # in typing from Python 3.11
+
+from . import families
+from .checkpoints import hub
+from .errors import CheckpointError
+from .families import Dial, Endpoints, Family, Parameterization, get_family
+from .images.color_fix import ColorFix, apply_color_fix, check_color_fix
+from .images.tensors import (
+    OutputType,
+    Pictures,
+    as_output,
+    as_pil,
+    as_tensors,
+    check_bits,
+    check_map,
+    check_size,
+    map_to_latents,
+    output_size,
+    pad,
+    resize,
+)
+from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
+from .models.lora import lora_layers
+from .models.lora_variant import LoraVariant
+from .models.prompt_embeddings import PromptEmbeddings
+from .precision import in_fp32
+from .runtime.offload import ExecutionMixin, check_tile
+from .runtime.user_lora import UserLoraMixin
+from .tiling import networks
+from .tiling.sd_vae.doubling import double_by_phases
+from .tiling.tiles import PIXELS_PER_CELL, run_with_smaller_tiles
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_OVERLAP = 128
+"""Pixels; half a tile where that is less."""
+REEXPORT = "from ctsr import CTSRPipeline\n"
+"""pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
+
+
+class Progress(Protocol):
+    """Called after every tile; raise an exception in it to cancel."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`stage` is "encode", "unet" or "decode"; `done` of `total` tiles of that stage are finished.
+
+        Counted anew for every picture, for every pass of a stage that has two, and for a stage that is tried again.
+        """
+        ...
+
+
+@dataclass
+class CTSRPipelineOutput(BaseOutput):
+    """`images`: PIL pictures, [B, 3, H, W] or [B, H, W, 3] in [0, 1], or scaled latents [B, C, h, w]."""
+
+    images: list[Image.Image] | np.ndarray[Any, Any] | Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A picture as the UNet sees it, and what `decode` needs to give the right picture back.
+
+    Attributes:
+        latents: scaled latents z_L [B, C, h, w], one for each encoder timestep of the family.
+        size: height and width of the result in pixels; the latents may cover a padded border more.
+        reference: the low-resolution picture [B, 3, h, w] in [0, 1] that colours are taken from.
+    """
+
+    latents: tuple[Tensor, ...]
+    size: tuple[int, int]
+    reference: Tensor
+
+
+class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
+    """One-step super-resolution with a dial.
+
+    The types of the arguments are plain because diffusers checks them with isinstance when it loads a folder.
+
+    Args:
+        vae: `TimeAwareAutoencoderMini`, `TimeAwareAutoencoderKL`, or a stock `AutoencoderKL` for families whose encoder
+            knows no timestep.
+        unet: `TimeConditionedUNetMini` or a stock `UNet2DConditionModel`.
+        prompt_embeddings: baked prompt embeddings, for UNets with cross-attention.
+        family: name in `families.FAMILIES`.
+        parameterization: overrides the family's.
+        encoder_timesteps: overrides the family's tau_e, one for each encode.
+        color_fix: what `__call__` does when it is not told: "none", "wavelet" or "adain".
+        unet_variant: what makes the UNet its other variant, for families with two (PiSA-SR).
+        about: what a person should know of a converted checkpoint, by name: source, licence and the like.
+    """
+
+    _optional_components = ["prompt_embeddings", "unet_variant"]  # noqa: RUF012  # diffusers' own way to say it
+    # Small; and hooks ask for parameters, of which the first has none, and the second is read from inside the UNet.
+    _exclude_from_cpu_offload = ["prompt_embeddings", "unet_variant"]  # noqa: RUF012
+    model_cpu_offload_seq = "unet->vae"
+
+    prompt_embeddings: PromptEmbeddings | None
+    unet_variant: LoraVariant | None
+
+    def __init__(
+        self,
+        vae: ModelMixin,
+        unet: ModelMixin,
+        prompt_embeddings: PromptEmbeddings | None = None,
+        family: str = "ctsr",
+        parameterization: str | None = None,
+        encoder_timesteps: list[int] | None = None,
+        color_fix: str = "wavelet",
+        unet_variant: LoraVariant | None = None,
+        about: dict[str, str] | None = None,
+    ):
+        super().__init__()
+        base: Any = self  # diffusers leaves the arguments of these two without types
+        base.register_modules(vae=vae, unet=unet, prompt_embeddings=prompt_embeddings, unet_variant=unet_variant)
+        base.register_to_config(
+            family=family,
+            parameterization=parameterization,
+            encoder_timesteps=encoder_timesteps,
+            color_fix=color_fix,
+            about=about,
+        )
+        if self.family.variants and unet_variant is None:
+            raise ValueError(f"Family {family!r} runs its UNet in two variants: pass unet_variant.")
+        for component in self._networks:
+            networks.settle(component)
+        double_by_phases(vae)
+
+    # --- loading and saving ---------------------------------------------------------------------------------------
+
+    @classmethod
+    def mini(cls, torch_dtype: torch.dtype | Literal["auto"] = "auto", device: str | torch.device = "cpu") -> Self:
+        """The built-in ctsr-mini: no download, no text encoder.
+
+        Args:
+            torch_dtype: "auto" is bf16 where the device has it in hardware, else fp32.
+            device: where it runs.
+        """
+        from .load import MINI_WEIGHTS
+
+        return cls.from_single_file(MINI_WEIGHTS, torch_dtype=torch_dtype, device=device)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | Path,
+        torch_dtype: torch.dtype | Literal["auto"] = "auto",
+        device: str | torch.device = "cpu",
+    ) -> Self:
+        """A pipeline from one safetensors file with the configuration in its metadata, as `save_single_file` writes it.
+
+        Raises:
+            CheckpointError: the file is missing, truncated, or not one of ours; the message says what to do.
+        """
+        from .load import load_single_file
+
+        return load_single_file(cls, Path(path), torch_dtype, torch.device(device))
+
+    def save_single_file(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
+        """Writes everything into one safetensors file, in `dtype`, by a temporary name and a rename."""
+        from .load import save_single_file
+
+        save_single_file(self, Path(path), dtype)
+
+    @classmethod
+    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        torch_dtype: hub.DTypeOption = None,
+        dtype: hub.DTypeOption = None,
+        device_map: str | torch.device | Mapping[str, Any] | None = None,
+        variant: str | None = None,
+        use_safetensors: bool = True,
+        low_cpu_mem_usage: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **given: Any,
+    ) -> Self:
+        """A pipeline from a folder that `save_pretrained` wrote, here or on the hub; nothing of it is run as code.
+
+        Args:
+            pretrained_model_name_or_path: the folder, or a name on the hub such as "user/model".
+            torch_dtype, dtype: two spellings of one argument: a torch.dtype, or a dict of them by component with
+                "default"; fp32 by default. "auto" is bf16 where the device has it in hardware.
+            device_map: one device, such as "cuda".
+            variant: of the weight files, such as "fp16".
+            use_safetensors: False reads pickled weights, and of these tensors alone.
+            low_cpu_mem_usage: taken as diffusers takes it; makes no difference.
+            cache_dir, force_download, local_files_only, revision, token: as huggingface_hub takes them.
+            given: components (`vae`, `unet`, `prompt_embeddings`) and settings instead of the folder's.
+
+        Raises:
+            CheckpointError: nothing loadable there; the message says what to do.
+            ValueError: an argument that does not fit, or a device_map that spreads the networks.
+        """
+        from .checkpoints.inspect import look
+        from .load import COMPONENTS, SETTINGS, load_folder, move, refusal
+
+        if unknown := set(given) - {*COMPONENTS, *SETTINGS}:
+            raise ValueError(f"from_pretrained takes no {sorted(unknown)[0]}: leave it out, or see its docstring.")
+        device = hub.one_device(device_map)
+        dtypes = {name: hub.dtype_of(name, dtype, torch_dtype, device) for name in COMPONENTS}
+        folder = Path(pretrained_model_name_or_path)
+        if not folder.exists():
+            place: hub.HubOptions = {
+                "cache_dir": cache_dir,
+                "force_download": force_download,
+                "local_files_only": local_files_only,
+                "revision": revision,
+                "token": token,
+            }
+            name = os.fspath(pretrained_model_name_or_path)
+            folder = Path(cls.download(name, variant=variant, use_safetensors=use_safetensors, **place))
+        contents = look(folder)
+        if not contents.is_ours:
+            raise refusal(contents)
+        hub.check_weights(folder, set(COMPONENTS) - set(given), variant, use_safetensors)
+        pipeline = load_folder(cls, folder, variant, use_safetensors, given)
+        for name in set(COMPONENTS) - set(given):
+            if (component := getattr(pipeline, name)) is not None:
+                move(component, device, dtypes[name])
+        cast(Any, pipeline).register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
+        return pipeline
+
+    @classmethod
+    def download(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
+        cls,
+        pretrained_model_name: str,
+        *,
+        variant: str | None = None,
+        use_safetensors: bool = True,
+        **options: Unpack[hub.HubOptions],
+    ) -> str:
+        """Fetches what `from_pretrained` reads of a pipeline on the hub; returns the folder it lies in.
+
+        diffusers' own refuses components of classes that are not its own.
+
+        Raises:
+            CheckpointError: no such pipeline, or the hub cannot be reached.
+        """
+        from .load import COMPONENTS
+
+        return str(hub.fetch(pretrained_model_name, COMPONENTS, variant, use_safetensors, options))
+
+    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # hands all on
+        self, save_directory: str | Path, **options: Any
+    ) -> None:
+        """A folder for `from_pretrained`, as diffusers writes it; its older releases refuse channels-last weights.
+
+        A pipeline.py of one line lets `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder,
+        trust_remote_code=True)` load it too.
+
+        Args:
+            save_directory: made if it is missing.
+            options: `variant`, `safe_serialization`, `max_shard_size` and the like, as diffusers takes them.
+
+        Raises:
+            ValueError: a component carries LoRA, which such a folder cannot tell of.
+        """
+        base: Any = super()
+        if lora_layers(self.vae) or lora_layers(self.unet):
+            raise ValueError("A folder cannot hold LoRA apart: use save_single_file, or fold it in with merge_lora.")
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        (Path(save_directory) / "pipeline.py").write_text(REEXPORT, encoding="utf-8")
+        for component in self._networks:
+            cast(Any, component).to(memory_format=torch.contiguous_format)
+        try:
+            base.save_pretrained(save_directory, **options)
+        finally:
+            for component in self._networks:
+                networks.settle(component)
+
+    # --- what the checkpoint is -----------------------------------------------------------------------------------
+
+    @property
+    def family(self) -> Family:
+        """The method, with this checkpoint's constants."""
+        family = get_family(cast(str, self.config["family"]))
+        if (parameterization := self.config["parameterization"]) is not None:
+            family = replace(family, parameterization=cast(Parameterization, parameterization))
+        if (timesteps := self.config["encoder_timesteps"]) is not None:
+            family = replace(family, encoder_timesteps=tuple(timesteps))
+        return family
+
+    @property
+    def scaling_factor(self) -> float:
+        """s of z = s * E(x)."""
+        return float(cast(Any, self.vae).config["scaling_factor"])
+
+    @property
+    def pad_multiple(self) -> int:
+        """Pixels that the sides of the enlarged picture are padded to a multiple of."""
+        return PIXELS_PER_CELL * networks.unet_alignment(self.unet)
+
+    # --- the four steps -------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode(
+        self,
+        image: Tensor,
+        height: int,
+        width: int,
+        timestep: int | None = None,
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> Encoded:
+        """Enlarges a picture bicubically and encodes it.
+
+        Args:
+            image: [B, 3, h, w] fp32 in [0, 1], any size from 1x1.
+            height: pixels of the result.
+            width: pixels of the result.
+            timestep: tau_e in 0..999 instead of the checkpoint's own; in place of two it leaves TADSR without a dial.
+            tile: side of a tile in pixels of the result, 0 for automatic.
+            tile_overlap: pixels that tiles share, for networks that normalise over space; by default 128, or half a
+                tile where that is less.
+            callback: progress and cancel.
+        """
+        latents = self.encode_unscaled(image, height, width, timestep, tile, tile_overlap, callback)
+        return Encoded(tuple(z.mul_(self.scaling_factor) for z in latents), (height, width), image)
+
+    @torch.no_grad()
+    def encode_unscaled(
+        self,
+        image: Tensor,
+        height: int,
+        width: int,
+        timestep: int | None = None,
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> list[Tensor]:
+        """As `encode`, but E(x) itself, without the factor s: what hosts pass on as a latent. One tensor a tau_e."""
+        enlarged = pad(resize(image.float(), height, width), self.pad_multiple)
+        enlarged.mul_(2).sub_(1)
+        encoders = [networks.encoder(self.vae, step) for step in self._encoder_timesteps(timestep)]
+        return [
+            self._each("encode", lambda index, e=encoder: e, enlarged, tile, tile_overlap, callback)
+            for encoder in encoders
+        ]
+
+    @torch.no_grad()
+    def endpoints(
+        self,
+        latents: Sequence[Tensor],
+        timestep: int | None = None,
+        prompt_embeds: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> Endpoints:
+        """Runs the UNet over `Encoded.latents`: the ends of the dial and the bend between them.
+
+        Args:
+            latents: scaled latents [B, C, h, w], one for each encoder timestep.
+            timestep: what `encode` was given.
+            prompt_embeds: [1 | B, tokens, dim] instead of the baked ones.
+            generator: source of the start noise of families that need one.
+            tile, tile_overlap, callback: as for `encode`.
+        """
+        family = replace(self.family, encoder_timesteps=self._encoder_timesteps(timestep))
+        embeds = self._prompt(prompt_embeds, latents[0].shape[0])
+
+        def predict(z: Tensor, timestep: int, variant: str | None) -> Tensor:
+            def network(index: int) -> networks.Network:
+                return networks.unet(self.unet, timestep, None if embeds is None else embeds[index : index + 1])
+
+            with self._as_variant(variant):
+                return self._each("unet", network, z, tile, tile_overlap, callback)
+
+        return family.endpoints(predict, latents, generator)
+
+    @staticmethod
+    def blend(endpoints: Endpoints, t: Dial) -> Tensor:
+        """z(t), see `families.blend`: t = 0 most realistic, 1 most faithful; a number, one a picture, or a map."""
+        return families.blend(endpoints, t)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Tensor,
+        size: tuple[int, int] | None = None,
+        reference: Tensor | None = None,
+        color_fix: ColorFix = "none",
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> Tensor:
+        """Picture of scaled latents.
+
+        Args:
+            latents: [B, C, h, w].
+            size: height and width to crop to; all of it by default.
+            reference: picture of any size [B, 3, h, w] in [0, 1] that the colour fix takes colours from.
+            color_fix: "none", "wavelet" or "adain"; needs `reference`.
+            tile, tile_overlap, callback: as for `encode`.
+
+        Returns:
+            [B, 3, H, W] fp32 in [0, 1].
+        """
+        z = latents.float() / self.scaling_factor
+        return self.decode_unscaled(z, size, reference, color_fix, tile, tile_overlap, callback)
+
+    @torch.no_grad()
+    def decode_unscaled(
+        self,
+        latents: Tensor,
+        size: tuple[int, int] | None = None,
+        reference: Tensor | None = None,
+        color_fix: ColorFix = "none",
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        callback: Progress | None = None,
+    ) -> Tensor:
+        """As `decode`, of z / s."""
+        check_color_fix(color_fix)
+        if color_fix != "none" and reference is None:
+            raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
+        decoder = networks.decoder(self.vae)
+        picture = self._each("decode", lambda index: decoder, latents, tile, tile_overlap, callback)
+        picture = picture.add_(1).div_(2)
+        if size is not None:
+            picture = picture[..., : size[0], : size[1]]
+        if color_fix != "none" and reference is not None:
+            height, width = picture.shape[-2:]
+            picture = apply_color_fix(color_fix, picture, resize(reference.float(), height, width).to(picture.device))
+        return picture.clamp_(0, 1)
+
+    # --- all of it ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Pictures,
+        t: float | Sequence[float] | Tensor = 0.5,
+        scale: float = 4.0,
+        height: int | None = None,
+        width: int | None = None,
+        timestep: int | None = None,
+        t_map: Tensor | Image.Image | None = None,
+        tile: int = 0,
+        tile_overlap: int | None = None,
+        color_fix: ColorFix | None = None,
+        prompt_embeds: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        callback: Progress | None = None,
+    ) -> CTSRPipelineOutput | tuple[list[Image.Image] | np.ndarray[Any, Any] | Tensor]:
+        """Upscales one picture or several, one at a time.
+
+        Args:
+            image: a PIL picture of 8 bits a channel (alpha is dropped with a warning, EXIF rotation is not applied);
+                an array [h, w, 3] or [B, h, w, 3], uint8 or float in [0, 1]; a tensor [3, h, w] or [B, 3, h, w], float
+                in [0, 1]; or a list of these.
+            t: the dial, 0 = most realistic, 1 = most faithful; one number, or one a picture.
+            scale: output side / input side; the result has exactly round(scale * h) x round(scale * w) pixels.
+            height, width: size of the result instead of `scale`; give both.
+            timestep: tau of the time-aware encoder instead of the checkpoint's own.
+            t_map: a map of t over the picture instead of `t`, of any size: a tensor [h, w] in [0, 1] or a grey picture
+                (black = 0); it is resized to the latents.
+            tile: side of a tile in output pixels; 0 takes that of `enable_tiling`, else chooses by picture size and
+                total memory, and does not tile when the picture fits. UNets with attention are tiled beyond 768x768.
+            tile_overlap: output pixels that tiles share, for networks that normalise over space (128 by default, never
+                more than half a tile); others compute theirs.
+            color_fix: "none", "wavelet" or "adain"; the checkpoint's own by default.
+            prompt_embeds: [1, tokens, dim] instead of the baked ones.
+            generator: for families that start from noise; every picture starts from its present state.
+            output_type: "pil", "pt" ([B, 3, H, W]), "np" ([B, H, W, 3]), or "latent" (scaled, blended).
+            return_dict: `CTSRPipelineOutput`, else a tuple.
+            callback: called as `callback(stage, done, total)` after every tile; raise in it to cancel.
+
+        Raises:
+            ValueError: an argument is out of range; the message names it and says what to do.
+            TileMemoryError: memory ran out with the smallest tiles.
+        """
+        # 0. Check
+        pictures = [batch[i : i + 1] for batch in as_tensors(image) for i in range(len(batch))]
+        dials = self.check_inputs(
+            pictures, t, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type
+        )
+        self.check_conditions(t_map, timestep, prompt_embeds, generator)
+        tiles = tile or self.default_tile
+        options: dict[str, Any] = {"tile": tiles, "tile_overlap": tile_overlap, "callback": callback}
+        fix = cast(ColorFix, self.config["color_fix"]) if color_fix is None else color_fix
+        results: list[Tensor | Image.Image] = []
+        noise = None if generator is None else generator.get_state()
+        for picture, dial in zip(pictures, dials, strict=True):  # [1, 3, h, w] in [0, 1]
+            # 1. Enlarge and encode: z_L [1, C, H/8, W/8], H and W padded
+            size = output_size(picture, scale, height, width)
+            encoded = self.encode(picture, *size, timestep, **options)
+            # 2. One UNet pass (two in some families): z0, delta, kappa [1, C, H/8, W/8]
+            if generator is not None and noise is not None:
+                generator.set_state(noise)
+            ends = self.endpoints(encoded.latents, timestep, prompt_embeds, generator, **options)
+            # 3. Dial: z(t) [1, C, H/8, W/8]
+            cells = (ends.z0.shape[-2], ends.z0.shape[-1])
+            z = self.blend(ends, dial if t_map is None else map_to_latents(t_map, size, cells).to(ends.z0.device))
+            # 4. Decode, crop, colours: [1, 3, H, W] in [0, 1]
+            reference = encoded.reference
+            del ends, encoded  # a gigabyte at 8K
+            done = output_type == "latent"
+            result = z if done else self.decode(z, size, reference, fix, **options)
+            results.append(as_pil(result) if output_type == "pil" else result)
+        # 5. Output
+        images = as_output(results, output_type)
+        self.maybe_free_model_hooks()
+        return CTSRPipelineOutput(images=images) if return_dict else (images,)
+
+    def check_inputs(
+        self,
+        pictures: Sequence[Tensor],
+        t: float | Sequence[float] | Tensor,
+        scale: float,
+        height: int | None,
+        width: int | None,
+        timestep: int | None,
+        tile: int,
+        tile_overlap: int | None,
+        color_fix: str | None,
+        output_type: str,
+    ) -> list[float]:
+        """Raises ValueError with the remedy for what cannot run; returns one t a picture."""
+        if not pictures:
+            raise ValueError("image is empty: pass at least one picture.")
+        if (height is None) != (width is None):
+            raise ValueError("height and width belong together: pass both, or `scale`.")
+        for picture in pictures:
+            check_size(*output_size(picture, scale, height, width))
+        check_tile(tile, tile_overlap)
+        if output_type not in ("pil", "pt", "np", "latent"):
+            raise ValueError(f"output_type must be pil, pt, np or latent, not {output_type!r}.")
+        if color_fix is not None:
+            check_color_fix(color_fix)
+        sizes = {output_size(picture, scale, height, width) for picture in pictures}
+        if output_type != "pil" and len(sizes) > 1:
+            raise ValueError("Results of several sizes cannot be one batch: use output_type 'pil' or height and width.")
+        if timestep is not None and timestep not in range(families.TRAIN_TIMESTEPS):
+            raise ValueError(f"timestep must be an integer from 0 to {families.TRAIN_TIMESTEPS - 1}, not {timestep}.")
+        dials = [float(dial) for dial in torch.as_tensor(t, dtype=torch.float32).reshape(-1)]
+        if len(dials) not in (1, len(pictures)):
+            raise ValueError(f"t must be one number or one a picture: got {len(dials)} for {len(pictures)} pictures.")
+        if not all(0 <= dial <= 1 for dial in dials):
+            raise ValueError(f"t must be from 0 (most realistic) to 1 (most faithful), not {t}.")
+        return dials if len(dials) == len(pictures) else dials * len(pictures)
+
+    def check_conditions(
+        self,
+        t_map: Tensor | Image.Image | None,
+        timestep: int | None,
+        prompt_embeds: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        """Raises ValueError with the remedy for what does not fit the checkpoint, before any network runs."""
+        if isinstance(t_map, Tensor):
+            check_map(t_map)
+        elif t_map is not None:
+            check_bits("t_map", t_map)
+        self._encoder_timesteps(timestep)
+        self._prompt(prompt_embeds, 1)
+        if self.family.needs_seed and generator is None:
+            raise ValueError("This checkpoint starts from noise: pass generator=torch.Generator().manual_seed(seed).")
+
+    def free_memory(self) -> None:
+        """Called when memory has run out, before the next try with smaller tiles: a host that keeps other models on the
+        device replaces it by a function that evicts them."""
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    @property
+    def _networks(self) -> tuple[ModelMixin, ...]:
+        """All that has weights of its own."""
+        return (self.vae, self.unet) if self.unet_variant is None else (self.vae, self.unet, self.unet_variant)
+
+    def _as_variant(self, variant: str | None) -> AbstractContextManager[None]:
+        """Inside, the UNet computes as this variant of it."""
+        if self.unet_variant is None:
+            return nullcontext()
+        return self.unet_variant.applied(self.unet, variant, self._device_of(self.unet))
+
+    def _encoder_timesteps(self, timestep: int | None) -> tuple[int | None, ...]:
+        """tau_e of each encode; one that is set makes a dial between two a single pass without a dial."""
+        own = self.family.encoder_timesteps
+        if timestep is None:
+            return own
+        if len(own) != 1 and self.family.unet_timesteps is not None:
+            raise ValueError(f"timestep cannot be set for this checkpoint: its dial runs between tau = {own}.")
+        if isinstance(self.vae, AutoencoderKL) and not isinstance(self.vae, TimeAwareAutoencoderKL):
+            raise ValueError("timestep cannot be set for this checkpoint: its encoder knows none; leave it None.")
+        return (timestep,)
+
+    def _prompt(self, prompt_embeds: Tensor | None, batch: int) -> Tensor | None:
+        """[batch, tokens, dim], or None for a UNet without cross-attention."""
+        width = networks.prompt_width(self.unet)
+        if width is None:
+            return None
+        if prompt_embeds is None:
+            if self.prompt_embeddings is None:
+                raise ValueError(f"This checkpoint holds no prompt: pass prompt_embeds, [1, tokens, {width}].")
+            return self.prompt_embeddings(batch)
+        if prompt_embeds.ndim != 3 or prompt_embeds.shape[0] not in (1, batch) or prompt_embeds.shape[2] != width:
+            raise ValueError(f"prompt_embeds must be [1, tokens, {width}], not {list(prompt_embeds.shape)}.")
+        return prompt_embeds.expand(batch, -1, -1)
+
+    def _each(
+        self,
+        stage: str,
+        network: Callable[[int], "networks.Network"],
+        x: Tensor,
+        tile: int,
+        overlap: int | None,
+        callback: Progress | None,
+    ) -> Tensor:
+        """`_run` for each of the pictures by itself: neither memory nor a bit depends on how many there are.
+
+        Args:
+            network: for the picture of that index.
+        """
+        results = [
+            self._run(stage, network(index), x[index : index + 1], tile, overlap, callback) for index in range(len(x))
+        ]
+        return torch.cat(results) if len(results) > 1 else results[0]
+
+    def _run(
+        self,
+        stage: str,
+        network: "networks.Network",
+        x: Tensor,
+        tile: int,
+        overlap: int | None,
+        callback: Progress | None,
+    ) -> Tensor:
+        """One network over a picture, tiled as it must be; again in fp32 when the result is not finite."""
+        on_tile: Callable[[int, int], None] | None = None
+        if callback is not None:
+            on_tile = lambda done, total: callback(stage, done, total)  # noqa: E731
+        device = self._device_of(network.module)
+        height, width = x.shape[-2] // network.read_scale, x.shape[-1] // network.read_scale
+        shared = (DEFAULT_OVERLAP if overlap is None else overlap) // PIXELS_PER_CELL
+
+        def run(network: "networks.Network") -> Tensor:
+            first = networks.choose_tile(network, height, width, tile, device)
+            memory = networks.work_memory(device)
+            return run_with_smaller_tiles(
+                lambda side: networks.run_tiled(
+                    network, x, side, shared, on_tile, device, memory if side == first else 0
+                ),
+                first,
+                max(height, width),
+                self.free_memory,
+            )
+
+        out = run(network)
+        if is_finite(out):
+            return out
+        if network.module_dtype != torch.float32:
+            logger.warning("The %s step overflowed in %s: running it again in fp32.", stage, network.module_dtype)
+            del out
+            wide = network.in_fp32()
+            with in_fp32(network.module):
+                out = run(wide)
+            if is_finite(out):
+                return out
+        raise CheckpointError(
+            f"The {stage} step gives NaN or infinity even in fp32: the weights are damaged; fetch them again."
+        )
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether `x` holds no NaN and no infinity, without a copy of it: a sum shows either."""
+    return bool(x.sum().isfinite())

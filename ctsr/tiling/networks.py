@@ -1,0 +1,299 @@
+"""The three networks of a pipeline as functions that can be tiled: encoder, UNet, decoder, mini or SD.
+
+What a network needs for tiling is read from the model: one with a receptive radius (`encoder_halo`, `halo`,
+`decoder_halo`) is tiled by halo and crop, exactly. Stable Diffusion's autoencoder, which normalises over space, is
+run in `staged`'s ways. Tiles of any other, such as Stable Diffusion's UNet, are blended.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import chain
+from typing import Any, cast
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
+
+from ..families import Timestep
+from ..runtime import heap
+from . import tiles
+from .sd_vae import staged
+from .sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, on_devices, reach
+from .tiles import PIXELS_PER_CELL
+
+SMALLEST_TILE = tiles.TILE_LADDER[-1] * PIXELS_PER_CELL // 2
+"""Pixels; smaller tiles are mostly halo."""
+ATTENTION_TILE = 96
+"""Latents on the longest side of an automatic tile with attention, whose time grows with the side's fourth power.
+
+OSEDiff's released code tiles beyond as many (github.com/cswry/OSEDiff, Apache-2.0).
+"""
+MOST_TILES = 8
+"""Blended tiles at once on a GPU: enough to keep a large one busy."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network over a picture.
+
+    Attributes:
+        module: whose parameters it uses.
+        call: [B, C, h * read_scale, w * read_scale] -> [B, C', h * write_scale, w * write_scale], the module's dtype.
+        read_scale: input samples a latent on each side.
+        write_scale: output samples a latent on each side.
+        halo: latents around a tile that its result depends on; None for one whose tiles are blended.
+        align: latents that a tile's position and size must be multiples of.
+        bytes_per_pixel: working memory a pixel of the picture, without input and output.
+        stages: the same network in stages, if it is one that `staged` runs.
+        attends: every latent of a tile sees all others.
+    """
+
+    module: nn.Module
+    call: Callable[[Tensor], Tensor]
+    read_scale: int
+    write_scale: int
+    halo: int | None
+    align: int
+    bytes_per_pixel: float
+    stages: Stages = ()
+    attends: bool = False
+
+    @property
+    def module_dtype(self) -> torch.dtype:
+        """dtype of the parameters."""
+        return next(self.module.parameters()).dtype
+
+    def in_fp32(self) -> "Network":
+        """The same for when its module will be in fp32: it works in more memory."""
+        return replace(self, bytes_per_pixel=self.bytes_per_pixel * 4 / self.module_dtype.itemsize)
+
+
+ALIGNMENT = 64
+"""Bytes; where torch's own allocator on the CPU puts tensors."""
+
+
+def settle(module: nn.Module) -> None:
+    """Weights channels-last and at aligned addresses, in place: bits of a picture depend on their values alone.
+
+    A folder is loaded as views into its file, at any address, and torch's CPU kernels round differently there.
+    """
+    for tensor in chain(module.parameters(), module.buffers()):
+        data = tensor.data.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor.data
+        tensor.data = data.clone() if data.device.type == "cpu" and data.data_ptr() % ALIGNMENT else data
+
+
+def cells_of(pixels: int | None) -> int | None:
+    """Latents that cover so many pixels."""
+    return None if pixels is None else -(-pixels // PIXELS_PER_CELL)
+
+
+def memory(module: nn.Module, stage: str) -> float:
+    """Working bytes a pixel, measured (benchmarks/memory.py): of the mini, and of SD 2.1 by its narrowest width."""
+    size = next(module.parameters()).element_size()
+    measured = getattr(module, "working_values_per_pixel", None)
+    if measured is not None:
+        return size * measured[stage]
+    width = cast(Any, module).config["block_out_channels"][0]
+    values = {"encode": 4.5 * width, "decode": 6 * width, "unet": 32 * width / PIXELS_PER_CELL**2}
+    return size * values[stage]
+
+
+def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
+    """Picture in [-1, 1] -> unscaled latents; the mode of the posterior where there is one."""
+    steps = None if timestep is None else on_devices(timestep)
+
+    def call(x: Tensor) -> Tensor:
+        known = {} if steps is None else {"timestep": steps(x.device)}
+        encoded = cast(Any, vae).encode(working(vae, x), **known)
+        return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+    stages = encoder_stages(cast(AutoencoderKL, vae), timestep) if has_stages(vae) else ()
+    halo = tiles_halo(stages) if stages else cells_of(getattr(vae, "encoder_halo", None))
+    return Network(vae, call, PIXELS_PER_CELL, 1, halo, 1, memory(vae, "encode"), stages)
+
+
+def decoder(vae: nn.Module) -> Network:
+    """Unscaled latents -> picture in about [-1, 1]."""
+
+    def call(z: Tensor) -> Tensor:
+        return cast(Any, vae).decode(working(vae, z)).sample
+
+    stages = decoder_stages(cast(AutoencoderKL, vae)) if has_stages(vae) else ()
+    halo = tiles_halo(stages) if stages else cells_of(getattr(vae, "decoder_halo", None))
+    return Network(vae, call, 1, PIXELS_PER_CELL, halo, 1, memory(vae, "decode"), stages)
+
+
+def tiles_halo(stages: Stages) -> int:
+    """Latents that the stages which may be tiled reach; the one at the latents' resolution never is."""
+    return reach(tuple(stage for stage in stages if stage.scale > 1))
+
+
+def unet(module: nn.Module, timestep: Timestep, prompt_embeds: Tensor | None) -> Network:
+    """Scaled latents -> output groups.
+
+    Args:
+        module: the UNet.
+        timestep: that it is told.
+        prompt_embeds: [B, tokens, dim] for B pictures, of which a call may get several tiles each.
+    """
+
+    steps = on_devices(timestep)
+
+    def call(z: Tensor) -> Tensor:
+        z = working(module, z)
+        embeds = None if prompt_embeds is None else prompt_embeds.to(z).repeat(len(z) // len(prompt_embeds), 1, 1)
+        return module(z, steps(z.device), encoder_hidden_states=embeds).sample
+
+    halo = cast("int | None", getattr(module, "halo", None))
+    attends = prompt_width(module) is not None
+    return Network(module, call, 1, 1, halo, unet_alignment(module), memory(module, "unet"), attends=attends)
+
+
+def prompt_width(module: nn.Module) -> int | None:
+    """Width of the prompt embeddings that a UNet attends to; None for one without cross-attention."""
+    config = cast(Any, module).config
+    blocks = (*config.get("down_block_types", ()), config.get("mid_block_type"))
+    return config["cross_attention_dim"] if any("CrossAttn" in str(block) for block in blocks) else None
+
+
+def unet_alignment(module: nn.Module) -> int:
+    """Latents that the UNet's lowest level makes one of."""
+    return 2 ** (len(cast(Any, module).config["block_out_channels"]) - 1)
+
+
+def working(module: nn.Module, x: Tensor) -> Tensor:
+    """`x` in the module's dtype, channels-last."""
+    return x.to(next(module.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+
+
+def choose_tile(network: Network, height: int, width: int, tile: int, device: torch.device) -> int | None:
+    """Side of a tile in latents: as asked (pixels, rounded up to the alignment), or automatic for 0; None: untiled."""
+    if tile:
+        cells = -(-tile // (PIXELS_PER_CELL * network.align)) * network.align
+        return None if cells >= max(height, width) else cells
+    total = tiles.total_memory(device)
+    fitting = tiles.choose_tile(height, width, network.bytes_per_pixel, total, margin=network.halo or 0)
+    if network.attends and height * width > ATTENTION_TILE**2:
+        return min(fitting or ATTENTION_TILE, ATTENTION_TILE)
+    return fitting
+
+
+def work_memory(device: torch.device) -> float:
+    """Bytes of a device that one pass of a network may work in."""
+    return tiles.MEMORY_SHARE * tiles.total_memory(device)
+
+
+def tiles_at_once(
+    network: Network, height: int, width: int, tile: int | None, memory: float, device: torch.device
+) -> int:
+    """How many tiles of height x width latents run as one batch within `memory` bytes.
+
+    Blended ones on a GPU only, where a small tile leaves most of it idle. On a CPU a batch is no faster by much, and
+    between tiles is where a run can be cancelled.
+    """
+    if tile is None or network.halo is not None or device.type == "cpu":
+        return 1
+    one = tiles.working_memory(min(tile, height), min(tile, width), network.bytes_per_pixel)
+    return max(1, min(MOST_TILES, int(memory // one)))
+
+
+def predicted_memory(
+    network: Network, height: int, width: int, tile: int | None, memory: float, device: torch.device
+) -> int:
+    """Bytes that a network will work in over height x width latents, with the `tile` of `choose_tile`.
+
+    Args:
+        network: which.
+        height: latents of the picture.
+        width: latents of the picture.
+        tile: side in latents, None for untiled.
+        memory: bytes that it may work in, see `work_memory`.
+        device: where it computes.
+    """
+    if tile is None:
+        return tiles.working_memory(height, width, network.bytes_per_pixel)
+    if network.stages:
+        size = network.module_dtype.itemsize
+        return int(size * staged.working_values(network.stages, height, width, tile, memory / size))
+    side = tile + 2 * (network.halo or 0)
+    one = tiles.working_memory(min(side, height), min(side, width), network.bytes_per_pixel)
+    return one * tiles_at_once(network, height, width, tile, memory, device)
+
+
+def describe_tiles(network: Network, height: int, width: int, tile: int | None, memory: float) -> str:
+    """In words, how `run_tiled` goes over height x width latents."""
+    if tile is None:
+        return "untiled"
+    pixels = f"tiles of {tile * PIXELS_PER_CELL} pixels"
+    if network.halo is None:
+        return f"{pixels} (blended)"
+    if network.stages:
+        groups = staged.plan(network.stages, height, width, tile, memory / network.module_dtype.itemsize)
+        if not {"tiles", "windows"} & {group.way for group in groups}:
+            return "untiled, in layers"
+        return f"{pixels} (normalised as one picture)"
+    return f"{pixels} (halo {network.halo * PIXELS_PER_CELL})"
+
+
+def run_tiled(
+    network: Network,
+    x: Tensor,
+    tile: int | None,
+    overlap: int,
+    on_tile: Callable[[int, int], None] | None,
+    device: torch.device | None = None,
+    memory: float = 0,
+) -> Tensor:
+    """The network over the whole of `x`, fp32, where x lies: tile by tile, so that x may be larger than the device.
+
+    Args:
+        network: what to run; see `staged`, `tiling.halo_tiled` and `tiling.overlap_tiled` for what the tiles equal.
+        x: [B, C, h * read_scale, w * read_scale].
+        tile: side in latents, None for untiled.
+        overlap: latents that blended tiles share, at most half a tile.
+        on_tile: called after every tile.
+        device: where the network computes; by default where x lies.
+        memory: bytes of it to work in: the more, the more exact a network in stages, and the more tiles at once.
+    """
+    scales: Any = {"read_scale": network.read_scale, "write_scale": network.write_scale}
+    device = device or x.device
+    large = network.halo is None or bool(network.stages)  # the mini's tiles leave little, and are done in no time
+    if large and tile is not None and device.type == "cpu":
+        on_tile = giving_back(on_tile)
+    if network.stages and tile is not None:
+        wake(network.module)
+        values = memory / network.module_dtype.itemsize
+        return staged.run(network.stages, x, tile, values, device, on_tile)
+    if network.halo is None:
+        shared = min(overlap, tile // 2) if tile else 0
+        batch = tiles_at_once(network, *tiles.cells(x, network.read_scale), tile, memory, device)
+        return tiles.overlap_tiled(network.call, x, tile, shared, **scales, batch=batch, device=device, on_tile=on_tile)
+    return tiles.halo_tiled(
+        network.call,
+        x,
+        tile,
+        network.halo,
+        **scales,
+        align=network.align,
+        out_dtype=torch.float32,
+        device=device,
+        on_tile=on_tile,
+    )
+
+
+def giving_back(on_tile: tiles.TileCallback | None) -> tiles.TileCallback:
+    """The same, after what a tile has left in the heap went back to the system."""
+
+    def after(done: int, total: int) -> None:
+        heap.give_back()
+        if on_tile is not None:
+            on_tile(done, total)
+
+    return after
+
+
+def wake(module: nn.Module) -> None:
+    """Has accelerate's offloading bring a model to its device, as a call of the model itself would."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(module)

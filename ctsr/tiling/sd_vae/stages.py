@@ -1,0 +1,179 @@
+"""Stable Diffusion's autoencoder as two chains of stages, each at one resolution.
+
+A chain computes what `AutoencoderKL.encode(...).latent_dist.mode()` or `.decode(...).sample` does, by the same modules;
+`staged` runs it over pictures of any size.
+"""
+
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from torch import Tensor, nn
+
+from ...families import Timestep
+from ...models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL, steps_of
+from ..tiles import PIXELS_PER_CELL
+
+BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+Modules = tuple[nn.Module, ...]
+
+
+class Mode(nn.Module):
+    """The posterior's mean, which is its mode, out of mean and logarithm of the variance: [B, 2C, h, w] -> half."""
+
+    def forward(self, moments: Tensor) -> Tensor:
+        return moments.chunk(2, dim=1)[0]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of a network at one resolution. It may begin by doubling the grid, or end by halving it.
+
+    Attributes:
+        before: modules without GroupNorm, or with attention.
+        resnets: diffusers' `ResnetBlock2D`.
+        after: what follows them.
+        read_scale: samples a cell of the input.
+        write_scale: samples a cell of the result.
+        embed: the time embedding that the resnets get, in the dtype and on the device of its argument; None for none.
+    """
+
+    before: Modules
+    resnets: Modules
+    after: Modules
+    read_scale: int
+    write_scale: int
+    embed: Callable[[Tensor], Tensor | None]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[B, C, h * read_scale, w * read_scale] -> [B, C', h * write_scale, w * write_scale]."""
+        emb = self.embed(x)
+        for module in (*self.before, *self.resnets, *self.after):
+            x = module(x, emb) if takes_embedding(module) else module(x)
+        return x
+
+    @property
+    def scale(self) -> int:
+        """Samples a cell of the finer of its two grids, on which it works."""
+        return max(self.read_scale, self.write_scale)
+
+    @property
+    def convolutions(self) -> list[nn.Conv2d]:
+        """All of them, without those of adapters, which reach no further."""
+        modules = (*self.before, *self.resnets, *self.after)
+        named = [item for module in modules for item in cast(Any, module).named_modules()]
+        return [module for name, module in named if isinstance(module, nn.Conv2d) and "lora_" not in name]
+
+    @property
+    def radius(self) -> int:
+        """Samples of the finer grid that its convolutions reach; one that halves the grid is left out."""
+        return sum(conv.kernel_size[0] // 2 for conv in self.convolutions if conv.stride[0] == 1)
+
+    @property
+    def width(self) -> int:
+        """Channels of its widest activation on the finer grid."""
+        return max(conv.in_channels for conv in self.convolutions)
+
+    @property
+    def result_width(self) -> int:
+        """Channels behind its resnets."""
+        return int(cast(Any, self.resnets[-1]).out_channels)
+
+    @property
+    def input_width(self) -> int:
+        """Channels of its input."""
+        return self.convolutions[0].in_channels
+
+
+Stages = tuple[Stage, ...]
+
+
+def reach(stages: Stages) -> int:
+    """Cells around a cell on which its result depends by convolutions; attention is not counted."""
+    samples = 0
+    for stage in reversed(stages):
+        if stage.write_scale < stage.read_scale:
+            samples = 2 * samples + 1  # stride 2 over 3 samples, padded after the last
+        samples += stage.radius
+        if stage.write_scale > stage.read_scale:
+            samples = -(-samples // 2)
+    return -(-samples // stages[0].read_scale)
+
+
+def has_stages(vae: nn.Module) -> bool:
+    """Whether an autoencoder is of Stable Diffusion's shape, with factor 8."""
+    if not isinstance(vae, AutoencoderKL):
+        return False
+    config = cast(Any, vae).config
+    known = all(set(config[key]) == {block} for key, block in BLOCKS.items())
+    return known and 2 ** (len(config["block_out_channels"]) - 1) == PIXELS_PER_CELL
+
+
+def decoder_stages(vae: AutoencoderKL) -> Stages:
+    """Unscaled latents -> picture in about [-1, 1]; the first stage has the middle block with its attention."""
+    decoder: Any = vae.decoder
+    blocks = list(decoder.up_blocks)
+    post = () if vae.post_quant_conv is None else (vae.post_quant_conv,)
+    first = (*post, decoder.conv_in, decoder.mid_block)
+    last = (decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
+    return tuple(
+        Stage(
+            before=first if level == 0 else parts(blocks[level - 1], "upsamplers"),
+            resnets=parts(block, "resnets"),
+            after=last if level == len(blocks) - 1 else (),
+            read_scale=max(1, 2**level // 2),
+            write_scale=2**level,
+            embed=lambda x: None,
+        )
+        for level, block in enumerate(blocks)
+    )
+
+
+def encoder_stages(vae: AutoencoderKL, timestep: Timestep | None) -> Stages:
+    """Picture in [-1, 1] -> unscaled latents, the posterior's mode; the last stage has the middle block."""
+    encoder: Any = vae.encoder
+    blocks = list(encoder.down_blocks)
+    quant = () if vae.quant_conv is None else (vae.quant_conv,)
+    last = (encoder.mid_block, encoder.conv_norm_out, encoder.conv_act, encoder.conv_out, *quant, Mode())
+    steps = None if timestep is None else on_devices(timestep)
+    return tuple(
+        Stage(
+            before=(encoder.conv_in,) if level == 0 else (),
+            resnets=parts(block, "resnets"),
+            after=last if level == len(blocks) - 1 else parts(block, "downsamplers"),
+            read_scale=PIXELS_PER_CELL >> level,
+            write_scale=max(1, PIXELS_PER_CELL >> (level + 1)),
+            embed=lambda x: None if steps is None else embedding(vae, steps(x.device), x),
+        )
+        for level, block in enumerate(blocks)
+    )
+
+
+def parts(block: nn.Module, name: str) -> Modules:
+    """The resnets, upsamplers or downsamplers of a block."""
+    return tuple(cast("Iterable[nn.Module] | None", getattr(block, name)) or ())
+
+
+def embedding(vae: AutoencoderKL, timestep: Tensor, x: Tensor) -> Tensor:
+    """Activated embedding of a time-aware encoder's timestep, [B | 1, 256] in x's dtype."""
+    encoder = cast(TimeAwareAutoencoderKL, vae).encoder
+    return F.silu(encoder.time_embedding(encoder.time_proj(steps_of(timestep, x)).to(x.dtype)))
+
+
+def on_devices(timestep: Timestep) -> Callable[[torch.device], Tensor]:
+    """`timestep` as a tensor, brought to each device once: a number would be waited for by a GPU at every tile."""
+
+    @functools.cache
+    def on(device: torch.device) -> Tensor:
+        return torch.as_tensor(timestep, device=device)
+
+    return on
+
+
+def takes_embedding(module: nn.Module) -> bool:
+    """Whether it is a resnet or a middle block."""
+    return hasattr(module, "resnets") or hasattr(module, "time_emb_proj")

@@ -1,0 +1,339 @@
+"""Networks with GroupNorm over pictures that do not fit: the same as untiled, and what happens where it is not."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.tiles import border_energy
+from ctsr import TimeAwareAutoencoderKL
+from ctsr.tiling import networks, tiles
+from ctsr.tiling.sd_vae import layerwise, staged
+from ctsr.tiling.sd_vae.group_norm import MeasuringGroupNorm, Moments, SharedGroupNorm, Statistics
+from ctsr.tiling.sd_vae.sampling import Sample
+from ctsr.tiling.sd_vae.stages import decoder_stages, encoder_stages, has_stages, reach
+
+CPU = torch.device("cpu")
+HEIGHT, WIDTH, TILE = 24, 40, 16
+UNIT = 127.5 * 0.5
+"""Steps of 1/255 in a standard deviation, for a picture in [-1, 1] whose own is 0.5."""
+SD21 = {
+    "latent_channels": 4,
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+}
+
+
+@pytest.fixture(scope="module")
+def vae(tiny_sd) -> TimeAwareAutoencoderKL:
+    return tiny_sd.vae
+
+
+@pytest.fixture(scope="module")
+def double(vae) -> TimeAwareAutoencoderKL:
+    """The same in float64, in which rounding cannot be taken for an error of tiling."""
+    model = TimeAwareAutoencoderKL.from_config(vae.config)
+    model.load_state_dict(vae.state_dict())
+    return nn.Module.to(model, torch.float64).eval()
+
+
+@pytest.fixture(autouse=True)
+def small_layers(monkeypatch):
+    """Layers in tiles of 32 samples, so that tiny pictures have several."""
+    monkeypatch.setattr(layerwise, "TILE", 16)
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture(scope="module")
+def latents() -> Tensor:
+    """Half flat, half textured, with an offset mean: tiles of it have statistics of their own."""
+    z = torch.randn(1, 4, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(1))
+    z[..., : WIDTH // 2] *= 0.05
+    return z + torch.tensor([1.0, -0.5, 0.3, 0.8])[:, None, None]
+
+
+@pytest.fixture(scope="module")
+def picture() -> Tensor:
+    x = torch.randn(1, 3, 8 * HEIGHT, 8 * WIDTH, generator=torch.Generator().manual_seed(2)) * 0.5
+    x[..., : 4 * WIDTH] *= 0.05
+    return x + torch.tensor([0.4, -0.2, 0.1])[:, None, None]
+
+
+def every(vae: TimeAwareAutoencoderKL) -> list[networks.Network]:
+    return [networks.decoder(vae), networks.encoder(vae, None), networks.encoder(vae, 500)]
+
+
+def memory_for(network: networks.Network, way: str) -> float:
+    """Bytes with which the stage at full resolution runs in `way`, one of two."""
+    finest = max(network.stages, key=lambda stage: stage.scale)
+    return staged.layers_values(finest, HEIGHT * WIDTH) * network.module_dtype.itemsize if way == "layers" else 0
+
+
+def naive(network: networks.Network, x: Tensor) -> Tensor:
+    """Blended tiles that normalise by themselves."""
+    return networks.run_tiled(replace(network, stages=(), halo=None), x, TILE, TILE // 2, None)
+
+
+def violated(y: Tensor, whole: Tensor, pitch: int) -> set[str]:
+    """Which of the bounds on a tiled result do not hold, on the scale of a picture."""
+    error = (y - whole) * (UNIT / whole.std())
+    holds = {
+        "mean": error.abs().mean() <= 1,
+        "max": error.abs().max() <= 8,
+        "channels": error.mean((0, 2, 3)).abs().max() <= 0.2,
+        "seams": abs(border_energy(y, whole, pitch) - 1) <= 0.02,
+    }
+    return {name for name, held in holds.items() if not held}
+
+
+@pytest.mark.parametrize("index", range(3), ids=["decoder", "encoder", "time-aware encoder"])
+def test_like_untiled_where_layers_fit_and_naive_tiling_is_not(double, latents, picture, index):
+    network, x = every(double)[index], latents.double() if index == 0 else picture.double()
+    whole, pitch = network.call(x), TILE * network.write_scale
+    memory = memory_for(network, "layers")
+    ways = {group.way for group in staged.plan(network.stages, HEIGHT, WIDTH, TILE, memory / 8)}
+    assert ways == {"whole", "layers"}
+    y = networks.run_tiled(network, x, TILE, 0, None, CPU, memory)
+    torch.testing.assert_close(y, whole.float(), rtol=0, atol=1e-6)
+    assert violated(y, whole, pitch) == set()
+    assert {"mean", "max", "channels"} <= violated(naive(network, x), whole, pitch)
+
+
+@pytest.mark.parametrize("index", range(3), ids=["decoder", "encoder", "time-aware encoder"])
+def test_like_untiled_where_nothing_fits(vae, latents, picture, index):
+    network, x = every(vae)[index], latents if index == 0 else picture
+    whole = network.call(x)
+    y = networks.run_tiled(network, x, TILE, 0, None, CPU, 0)
+    assert any(group.way == "tiles" for group in staged.plan(network.stages, HEIGHT, WIDTH, TILE, 0))
+    assert violated(y, whole, TILE * network.write_scale) == set()
+
+
+@pytest.mark.parametrize("index", range(3), ids=["decoder", "encoder", "time-aware encoder"])
+def test_a_survey_s_statistics_are_the_whole_picture_s(vae, latents, picture, index):
+    """Five times closer than the sample's, over two stages."""
+    network, cells, box = every(vae)[index], (HEIGHT, WIDTH), (slice(0, HEIGHT), slice(0, WIDTH))
+    groups = staged.plan(network.stages, *cells, 8, 0)
+    place = [group.way for group in groups].index("tiles")
+    x = latents if index == 0 else picture
+    for before in groups[:place]:
+        x = before(x)
+    group, whole = groups[place], []
+    assert len(group.stages) > 1
+    with MeasuringGroupNorm(whole, cells, [(box, 1)]):
+        group(x)
+    sample = Sample(x, group.stages[0].read_scale, staged.sample_of(group, *cells, 8), CPU)
+    sampled, _ = sample.estimate(group, lambda: None)
+    surveyed = staged.whole_statistics(group, x, cells, 8, CPU, lambda: None)
+    assert len(surveyed) == len(whole)
+    assert distance(surveyed, whole) < 0.2 * distance(sampled, whole)
+
+
+def distance(statistics: Statistics, whole: Statistics) -> float:
+    """Mean error of means and deviations, in deviations."""
+    errors = [
+        ((a.mean - b.mean).abs() + (a.var.sqrt() - b.var.sqrt()).abs()) / b.var.sqrt()
+        for a, b in zip(statistics, whole, strict=True)
+    ]
+    return float(torch.cat(errors).mean())
+
+
+def test_tiles_are_exact_given_the_statistics(vae, latents):
+    """And so cannot have seams: the halo is the receptive field."""
+    stages = decoder_stages(vae)
+    x = stages[0](latents)
+    group = staged.Group("tiles", stages[1:])
+    given = fixed_statistics(group, x)
+    with SharedGroupNorm(given):
+        whole = group(x)
+
+    def local(part: Tensor) -> Tensor:
+        with SharedGroupNorm(given):
+            return group(part)
+
+    y = tiles.halo_tiled(local, x, TILE, reach(group.stages), write_scale=8)
+    torch.testing.assert_close(y, whole, rtol=0, atol=1e-5 * whole.std().item())
+
+
+def fixed_statistics(network: Callable[[Tensor], Tensor], x: Tensor) -> list[Moments]:
+    """Means of 0 and variances of 1, as many as the network has norms of."""
+    statistics = [Moments(1, torch.zeros(8), torch.ones(8)) for _ in range(100)]
+    mode = SharedGroupNorm(statistics)
+    with mode:
+        network(x)
+    return statistics[: mode.calls]
+
+
+@pytest.mark.parametrize("part", ["decoder", "encoder"])
+def test_reach_is_the_receptive_field(double, part):
+    """In float64: a change just within reach of a cell is seen in it, one cell further is not."""
+    stages = decoder_stages(double)[1:] if part == "decoder" else encoder_stages(double, None)[:-1]
+    group, cell, read, write = staged.Group("tiles", stages), 20, stages[0].read_scale, stages[-1].write_scale
+    channels = stages[0].input_width
+    x = torch.zeros(1, channels, 8 * read, 48 * read, dtype=torch.float64)
+    given = fixed_statistics(group, x)
+    seen: list[bool] = []
+    for distance in (reach(stages), reach(stages) + 1):
+        changed = x.clone()
+        changed[..., (cell + distance) * read : (cell + distance + 1) * read] = 1
+        changed[..., (cell - distance) * read : (cell - distance + 1) * read] = 1
+        with SharedGroupNorm(given):
+            before = group(x)
+        with SharedGroupNorm(given):
+            after = group(changed)
+        inside = slice(cell * write, (cell + 1) * write)
+        seen.append(bool((after - before)[..., inside].abs().max() > 0))
+    assert seen == [True, False]
+
+
+def test_shapes_of_stable_diffusion():
+    with torch.device("meta"):
+        vae = TimeAwareAutoencoderKL(**SD21)
+    assert has_stages(vae)
+    decoder, encoder = decoder_stages(vae), encoder_stages(vae, 500)
+    assert [(stage.read_scale, stage.write_scale) for stage in decoder] == [(1, 1), (1, 2), (2, 4), (4, 8)]
+    assert [(stage.read_scale, stage.write_scale) for stage in encoder] == [(8, 4), (4, 2), (2, 1), (1, 1)]
+    assert [reach(decoder[first:]) for first in range(4)] == [18, 7, 3, 1]
+    assert [reach(encoder[:last]) for last in (1, 2, 3)] == [1, 2, 5]
+    assert [stage.width for stage in decoder] == [512, 512, 512, 256]
+
+
+def test_other_autoencoders_have_no_stages(tiny_mini):
+    assert not has_stages(tiny_mini.vae)
+    with torch.device("meta"):
+        coarse = {"block_out_channels": (32, 32), "norm_num_groups": 8}
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        assert not has_stages(TimeAwareAutoencoderKL(**coarse, **blocks))
+        attending = {**SD21, "up_block_types": ("AttnUpDecoderBlock2D",) * 4}
+        assert not has_stages(TimeAwareAutoencoderKL(**attending))
+
+
+# ------------------------------------------------------------------------------------------------------- plan, memory
+
+
+def test_ways_are_the_more_exact_the_more_memory(vae):
+    for stage in decoder_stages(vae)[1:]:
+        held, kept = staged.work(stage, 10_000), staged.layers_values(stage, 10_000)
+        assert kept < held
+        assert staged.choose_way(stage, 10_000, held, 0) == "whole"
+        assert staged.choose_way(stage, 10_000, held - 1, kept) == "layers"
+        assert staged.choose_way(stage, 10_000, held - 1, kept - 1) == "tiles"
+
+
+def test_attention_sees_the_whole_up_to_its_limit_whatever_the_memory(vae):
+    first = decoder_stages(vae)[0]
+    assert staged.choose_way(first, staged.WHOLE_CELLS, 0, 0) == "whole"
+    assert staged.choose_way(first, staged.WHOLE_CELLS + 1, 1e15, 1e15) == "windows"
+
+
+def test_predicted_memory_keeps_to_the_budget_and_stops_growing(vae):
+    for network in every(vae):
+        budget = 2e9
+        small, large = (networks.predicted_memory(network, side, 2 * side, 64, budget, CPU) for side in (256, 1024))
+        assert small <= budget
+        assert large <= budget
+        larger = networks.predicted_memory(network, 2048, 4096, 64, budget, CPU)
+        assert larger == large
+
+
+# ------------------------------------------------------------------------------------------------- windows
+
+
+def test_windows_have_no_seam(vae, latents, monkeypatch):
+    """Each attends to itself, so the result is not the untiled one; naive tiles are further off."""
+    for name, value in {"WHOLE_CELLS": 100, "WINDOW": 24, "WINDOW_OVERLAP": 8}.items():
+        monkeypatch.setattr(staged, name, value)
+    monkeypatch.setattr(staged, "WINDOWS_SAMPLE", replace(staged.WINDOWS_SAMPLE, side=16, margin=2))
+    network = networks.decoder(vae)
+    whole = network.call(latents)
+    y = networks.run_tiled(network, latents, TILE, 0, None, CPU, memory_for(network, "layers"))
+    assert (y - whole).abs().mean() < (naive(network, latents) - whole).abs().mean()
+    assert abs(border_energy(y, whole, 8) - 1) <= 0.02
+
+
+def test_attention_in_chunks_is_the_same(monkeypatch):
+    query, key, value = torch.randn(3, 1, 2, 50, 16, generator=torch.Generator().manual_seed(0))
+    expected, sizes = nn.functional.scaled_dot_product_attention(query, key, value), []
+    monkeypatch.setattr(staged, "ATTENTION_SCORES", 50 * 8)
+    with staged.ChunkedAttention():
+        assert torch.allclose(nn.functional.scaled_dot_product_attention(query, key, value), expected, atol=1e-6)
+
+    class Seen(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is nn.functional.scaled_dot_product_attention:
+                sizes.append(args[0].shape[-2])
+            return func(*args, **kwargs or {})
+
+    with Seen(), staged.ChunkedAttention():
+        nn.functional.scaled_dot_product_attention(query, key, value)
+    assert sizes == [8] * 6 + [2]
+
+
+# ------------------------------------------------------------------------------- determinism, progress, offloading
+
+
+@pytest.mark.parametrize("way", ["layers", "tiles"])
+def test_neither_batch_place_nor_history_changes_a_bit(vae, latents, way):
+    network = networks.decoder(vae)
+    memory = memory_for(network, way)
+    alone = networks.run_tiled(network, latents, TILE, 0, None, CPU, memory)
+    both = networks.run_tiled(network, torch.cat([latents.flip(3), latents]), TILE, 0, None, CPU, memory)
+    assert torch.equal(both[1:], alone)
+    assert torch.equal(networks.run_tiled(network, latents.clone(), TILE, 0, None, CPU, memory), alone)
+    assert alone.dtype == torch.float32
+
+
+@pytest.mark.parametrize("way", ["layers", "tiles"])
+@pytest.mark.parametrize("index", [0, 2])
+def test_progress_counts_every_step_and_may_cancel(vae, latents, picture, way, index):
+    network, x = every(vae)[index], latents if index == 0 else picture
+    memory, seen = memory_for(network, way), []
+    before = network.call(x)
+    networks.run_tiled(network, x, TILE, 0, lambda *step: seen.append(step), CPU, memory)
+    assert seen == [(done + 1, len(seen)) for done in range(len(seen))]
+    assert len(seen) >= 6
+
+    def cancel(done: int, total: int) -> None:
+        if done == total // 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        networks.run_tiled(network, x, TILE, 0, cancel, CPU, memory)
+    assert torch.equal(network.call(x), before)
+
+
+@pytest.mark.parametrize("way", ["layers", "tiles"])
+def test_bfloat16(vae, latents, way):
+    half = TimeAwareAutoencoderKL.from_config(vae.config)
+    half.load_state_dict(vae.state_dict())
+    nn.Module.to(half, torch.bfloat16).eval()
+    exact, network = networks.decoder(vae), networks.decoder(half)
+    expected = networks.run_tiled(exact, latents, TILE, 0, None, CPU, memory_for(exact, way))
+    y = networks.run_tiled(network, latents, TILE, 0, None, CPU, memory_for(network, way))
+    assert y.dtype == torch.float32
+    assert (y - expected).abs().mean() < 0.03 * expected.std()
+
+
+def test_input_is_left_alone(vae, picture, latents):
+    for network, x in zip(every(vae), (latents, picture, picture), strict=True):
+        kept = x.clone()
+        networks.run_tiled(network, x, TILE, 0, None, CPU, memory_for(network, "layers"))
+        assert torch.equal(x, kept)
+
+
+@pytest.mark.parametrize("way", ["layers", "tiles"])
+def test_weights_that_offloading_brings_layer_by_layer(vae, latents, way):
+    accelerate = pytest.importorskip("accelerate")
+    offloaded = TimeAwareAutoencoderKL.from_config(vae.config)
+    offloaded.load_state_dict(vae.state_dict())
+    networks.settle(offloaded.eval())
+    memory = memory_for(networks.decoder(vae), way)
+    expected = networks.run_tiled(networks.decoder(offloaded), latents, TILE, 0, None, CPU, memory)
+    accelerate.cpu_offload(offloaded, CPU)
+    assert next(offloaded.parameters()).device.type == "meta"
+    y = networks.run_tiled(networks.decoder(offloaded), latents, TILE, 0, None, CPU, memory)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)

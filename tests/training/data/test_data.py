@@ -1,0 +1,82 @@
+"""Where batches come from: the folder, by workers or on the device, or shards of it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.data.data import Data, batched, mini_data, open_photos, open_source, sd21_data
+from training.data.pairs import Pairs, make_pair
+from training.data.photos import load_photos
+from training.data.shards import write
+from training.engine.loop import Run
+from training.engine.sources import Sample
+
+
+@pytest.fixture
+def data(photos: Path) -> Data:
+    return Data(photos, pairs=Pairs(crop=32))
+
+
+def first_batch(data: Data, run: Run) -> Sample:
+    source = open_source(data, open_photos(data)[0])
+    return source.on_device(next(source.batches(run, 0, {}, 0, 1)), torch.device("cpu"))
+
+
+def test_a_folder_gives_pairs_by_number(data: Data, make_run: Callable[..., Run], tmp_path: Path) -> None:
+    batch = first_batch(data, make_run(tmp_path, batch=2))
+    expected = [make_pair(open_photos(data)[0], data.pairs, number) for number in (0, 1)]
+    assert batch["index"].tolist() == [0, 1]
+    for name in ("lr", "soft", "sharp"):
+        assert torch.equal(batch[name], torch.stack([pair[name] for pair in expected]))
+
+
+def test_on_the_device_the_crops_are_the_same(data: Data, make_run: Callable[..., Run], tmp_path: Path) -> None:
+    run = make_run(tmp_path, batch=2)
+    workers, device = first_batch(data, run), first_batch(replace(data, degrade_on="device"), run)
+    assert device["lr"].shape == workers["lr"].shape == (2, 3, 8, 8)
+    assert torch.equal(device["index"], workers["index"])
+    assert torch.equal(device["sharp"], workers["sharp"])
+
+
+def test_shards_give_pairs_with_the_number_of_their_shard(
+    data: Data, make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    write(data.photos, tmp_path / "shards", per_shard=2)
+    batch = first_batch(replace(data, shards=str(tmp_path / "shards" / "*.tar")), make_run(tmp_path, batch=2))
+    assert batch["sharp"].shape == (2, 3, 32, 32)
+    assert batch["shard"].shape == (2,)
+
+
+def test_a_pattern_that_matches_nothing_is_an_error(data: Data, tmp_path: Path) -> None:
+    wrong = replace(data, shards=str(tmp_path / "*.tar"))
+    with pytest.raises(FileNotFoundError, match=r"training\.shards"):
+        open_source(wrong, open_photos(data)[0])
+
+
+def test_one_pair_is_held_back_of_every_photograph_that_is(data: Data) -> None:
+    photos, pairs = open_photos(data)
+    assert (len(photos.train), len(photos.held_back), len(pairs)) == (3, 1, 1)
+    assert batched(pairs[0])["sharp"].shape == (1, 3, 272, 272)
+    assert batched(pairs[0])["index"].shape == (1,)
+
+
+def test_beside_shards_only_the_held_back_photographs_are_in_memory(data: Data) -> None:
+    photos, pairs = open_photos(replace(data, shards="*.tar"))
+    assert (len(photos.train), len(photos.held_back), len(pairs)) == (0, 1, 1)
+    assert photos.skipped == ()  # nobody looked at the broken one
+
+
+def test_a_folder_of_which_nothing_is_held_back_is_an_error(data: Data, tmp_path: Path) -> None:
+    for name in load_photos(data.photos).train:
+        (tmp_path / name).symlink_to(data.photos / name)
+    with pytest.raises(ValueError, match="held back"):
+        open_photos(replace(data, photos=tmp_path))
+
+
+def test_the_recipes_data() -> None:
+    assert (mini_data().pairs.crop, mini_data().pairs.degradation) == (128, "mix")
+    assert (sd21_data().pairs.crop, sd21_data().pairs.degradation) == (512, "realesrgan")
+    assert sd21_data().pairs.softness == 0

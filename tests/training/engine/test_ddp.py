@@ -1,0 +1,208 @@
+"""Two processes train as one with twice the batch does. Run as a script, this file is one of the two processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from ctsr import CTSRPipeline
+from training.data.data import Data
+from training.data.pairs import Pairs
+from training.data.shards import write
+from training.engine.loop import Run
+from training.losses.realism import Realism
+from training.losses.scores import Scores
+from training.losses.vsd import VSD
+from training.stages import osediff
+
+ROOT = Path(__file__).parents[3]
+TURNS = ("generator", "regulariser", "discriminator")  # in the order of their optimizers' steps
+
+Gradients = list[list[Tensor]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What one run is of; `batch` of one process."""
+
+    out: Path
+    photos: Path
+    start: Path
+    prior: Path
+    batch: int
+    steps: int = 3
+    accumulation: int = 1
+    shards: str | None = None
+
+    @property
+    def recipe(self) -> osediff.Recipe:
+        """All three turns, fp32, gradients never clipped."""
+        run = Run(
+            self.out,
+            self.steps,
+            batch=self.batch,
+            accumulation=self.accumulation,
+            precision="no",
+            warm_up=0,
+            max_norm=1e9,
+            workers=0,
+            validate_every=100,
+        )
+        adversarial = replace(osediff.MINI.realism.adversarial, delay=0)
+        return replace(
+            osediff.MINI,
+            data=Data(self.photos, shards=self.shards, pairs=Pairs(crop=32)),
+            run=run,
+            start=str(self.start),
+            prior=self.prior,
+            realism=Realism(VSD(weight=1.0, guidance=1.0, moved=True), adversarial),
+        )
+
+
+def grown_apart(scores: Scores) -> Scores:
+    """A regulariser that is not its prior any more: VSD would be zero."""
+    with torch.no_grad():
+        for parameter in scores.network.parameters():
+            parameter.mul_(1.1)
+    return scores
+
+
+def train(case: Case) -> Gradients:
+    """Runs the stage; the gradients of every turn of the first step, as its optimizer finds them."""
+    found: Gradients = []
+
+    def note(optimizer: torch.optim.Optimizer, args: Any, options: Any) -> None:
+        if len(found) < len(TURNS):
+            found.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
+
+    handle, open_them = register_optimizer_step_pre_hook(note), osediff.prior_scores
+    osediff.prior_scores = lambda recipe: grown_apart(open_them(recipe))
+    try:
+        osediff.train(case.recipe)
+    finally:
+        osediff.prior_scores = open_them
+        handle.remove()
+    return found
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    """Everything that is trained, by turn and name, as it is at the end."""
+    modules = torch.load(out / "checkpoint.pt", weights_only=True)["modules"]
+    return {f"{turn}/{name}": tensor for turn, state in modules.items() for name, tensor in state.items()}
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    """|a - b| / |b|."""
+    return float((a - b).norm() / b.norm())
+
+
+def calm(pipeline: CTSRPipeline, path: Path) -> Path:
+    """As a file, its blocks near the identity, as new ones are: random ones would magnify rounding."""
+    with torch.no_grad():
+        for model in (pipeline.vae, pipeline.unet):
+            for name, parameter in model.named_parameters():
+                if name.split(".")[-2] in ("conv2", "project", "mix_out"):
+                    parameter.mul_(0.1)
+    pipeline.save_single_file(path, torch.float32)
+    return path
+
+
+@pytest.fixture
+def case(
+    photos: Path,
+    make_mini: Callable[..., CTSRPipeline],
+    make_prior: Callable[..., CTSRPipeline],
+    tmp_path: Path,
+) -> Case:
+    start, prior = calm(make_mini(), tmp_path / "start.safetensors"), calm(make_prior(), tmp_path / "prior.safetensors")
+    return Case(tmp_path / "whole", photos, start, prior, batch=4)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def run_two(words: list[str]) -> None:
+    """This file as a script in two processes, with the environment that a launcher gives them."""
+    shared = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, *words],
+            cwd=ROOT,
+            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=900)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
+
+
+def check(found: Gradients, expected: Gradients) -> None:
+    """Equal for every turn but for rounding, which is largest in tensors whose gradient nearly cancels."""
+    for turn, ours, theirs in zip(TURNS, found, expected, strict=True):
+        assert distance(torch.cat([g.flatten() for g in ours]), torch.cat([g.flatten() for g in theirs])) < 1e-5, turn
+        assert max(distance(a, b) for a, b in zip(ours, theirs, strict=True)) < 1e-4, turn
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(case: Case, tmp_path: Path) -> None:
+    write(case.photos, tmp_path / "shards", per_shard=1)
+    shards = str(tmp_path / "shards" / "*.tar")
+    halves = replace(case, out=tmp_path / "halves", batch=2)
+    run_two([*map(str, (halves.out, case.photos, case.start, case.prior, tmp_path / "sharded", shards))])
+    expected, found = train(case), torch.load(halves.out / "gradients.pt", weights_only=True)
+    check(found, expected)
+    start = CTSRPipeline.from_single_file(case.start, torch_dtype=torch.float32).unet.state_dict()
+    one, two = weights(case.out), weights(halves.out)
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        # By the tensor: AdamW moves a weight whose gradient is rounding noise by a whole step, either way.
+        assert distance(two[name], tensor) < 1e-3, name
+    unet = {name.removeprefix("generator/model.unet."): tensor for name, tensor in one.items() if "model.unet." in name}
+    assert min(float((tensor - start[name]).abs().max()) for name, tensor in unet.items()) > 1e-4
+    latest = torch.load(tmp_path / "sharded" / "checkpoint.pt", weights_only=True)["latest_shards"]
+    assert latest.keys() == {0, 1}
+    assert [k % 2 for k in latest.values()] == [0, 1]
+    assert max(latest.values()) > 1
+
+
+def test_two_accumulated_batches_have_the_gradients_of_one_of_twice_the_size(case: Case, tmp_path: Path) -> None:
+    whole = train(replace(case, batch=2, steps=1))
+    halves = train(replace(case, out=tmp_path / "halves", batch=1, accumulation=2, steps=1))
+    check(halves, whole)
+
+
+def main(out: str, photos: str, start: str, prior: str, sharded: str, shards: str) -> None:
+    """One of the two processes."""
+    case = Case(Path(out), Path(photos), Path(start), Path(prior), batch=2)
+    Accelerator.end_training = lambda self: None  # else the second run would find no process group
+    found = train(case)
+    if os.environ["RANK"] == "0":
+        torch.save(found, case.out / "gradients.pt")
+    train(replace(case, out=Path(sharded), shards=shards, batch=1))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,76 @@
+"""Release files: smaller, and with a longer dial where asked."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ctsr import CTSRPipeline
+from ctsr.families import blend
+from training.data.photos import is_held_back
+from training.model.one_step import OneStep
+from training.stages.export import extend_, pairs, weights
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0, -0.2])
+def test_a_longer_or_shorter_dial_is_the_same_curve(make_mini: Callable[..., CTSRPipeline], share: float) -> None:
+    old, new = OneStep(make_mini()), OneStep(make_mini())
+    extend_(new.unet, share)
+    lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        before, after = old(lr), new(lr)
+        for t in (0.0, 0.4, 1.0):
+            s = -share + (1 + share) * t
+            expected = before.z0 + s * before.delta + s * (1 - s) * before.kappa
+            torch.testing.assert_close(blend(after, t), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_release_is_half_the_size_and_has_its_colour_fix(tiny_mini_file: Path, tmp_path: Path) -> None:
+    weights(tiny_mini_file, tmp_path / "small.safetensors", color_fix="adain")
+    small = CTSRPipeline.from_single_file(tmp_path / "small.safetensors")
+    assert small.config["color_fix"] == "adain"
+    assert (tmp_path / "small.safetensors").stat().st_size < 0.6 * tiny_mini_file.stat().st_size
+
+
+def test_only_a_mini_can_be_extended(make_sd: Callable[..., CTSRPipeline], tmp_path: Path) -> None:
+    make_sd().save_single_file(tmp_path / "sd.safetensors", torch.float32)
+    with pytest.raises(ValueError, match="leave --extend at 0"):
+        weights(tmp_path / "sd.safetensors", tmp_path / "out.safetensors", extend=0.2)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize("extend", [-1.0, -2.0, float("nan")])
+def test_a_dial_of_which_nothing_is_left_is_refused(tiny_mini_file: Path, tmp_path: Path, extend: float) -> None:
+    with pytest.raises(ValueError, match="give more than -1"):
+        weights(tiny_mini_file, tmp_path / "out.safetensors", extend=extend)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_pairs_of_photographs_of_which_none_is_held_back(photos: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for path in photos.glob("*.png"):
+        if not is_held_back(path.name):
+            (folder / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(ValueError, match="is held back"):
+        pairs(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_held_back_pairs_are_written_as_pictures(photos: Path, tmp_path: Path) -> None:
+    pairs(photos, tmp_path, size=128)
+    with Image.open(tmp_path / "LR/000.png") as lr, Image.open(tmp_path / "HR/000.png") as hr:
+        assert (lr.size, hr.size) == ((32, 32), (128, 128))
+
+
+def test_held_back_pairs_are_as_soft_as_asked(photos: Path, tmp_path: Path) -> None:
+    def acutance(folder: Path) -> float:
+        with Image.open(folder / "HR/000.png") as hr:
+            return float(np.abs(np.diff(np.asarray(hr, dtype=np.float64), axis=0)).mean())
+
+    pairs(photos, tmp_path / "sharp", size=128, softness=(0.0, 0.0))
+    pairs(photos, tmp_path / "soft", size=128, softness=(6.0, 7.0))
+    assert acutance(tmp_path / "soft") < 0.8 * acutance(tmp_path / "sharp")

@@ -1,0 +1,89 @@
+"""What a stage trains on: photographs in memory, or shards."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from glob import glob
+from pathlib import Path
+from typing import Literal
+
+import tyro
+from torch import Tensor
+
+from training.data.degradation_batched import PairsOnDevice
+from training.data.pairs import Pairs, held_back_pairs, make_pair, paired_photos
+from training.data.photos import Photos, load_photos
+from training.data.shards import ShardSource
+from training.engine.loop import own_device
+from training.engine.sources import ByNumber, Sample, Source
+
+SMALLEST = 256  # px of the shorter side of a photograph that is used
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the pictures come from.
+
+    Attributes:
+        photos: folder of photographs; one in twelve is held back, also when training reads shards.
+        shards: pattern of WebDataset shards that `training.data.shards write` made; None trains on the folder.
+        pairs: how low-resolution twins are made.
+        degrade_on: "workers", processes on the CPU, or "device": the photographs as uint8 in the device's memory.
+    """
+
+    photos: Path
+    shards: str | None = None
+    pairs: Pairs = field(default_factory=Pairs)
+    degrade_on: Literal["workers", "device"] = "workers"
+
+
+def mini_data() -> Data:
+    """The mini's: 128 px, four of five by a camera model."""
+    return Data(photos=tyro.MISSING, pairs=Pairs(crop=128))
+
+
+def sd21_data() -> Data:
+    """The papers': 512 px, heavy degradation, the photograph itself as truth."""
+    return Data(photos=tyro.MISSING, pairs=Pairs(crop=512, degradation="realesrgan", softness=0.0))
+
+
+def open_source(data: Data, photos: Photos) -> Source:
+    """Batches with `index` [B], `lr` [B, 3, h, w], `soft` and `sharp` [B, 3, 4h, 4w], see `pairs.make_pair`."""
+    if data.shards is not None:
+        paths = sorted(glob(data.shards))
+        if not paths:
+            raise FileNotFoundError(
+                f"no shard matches {data.shards}: write some with `python -m training.data.shards`."
+            )
+        return ShardSource(paths, data.pairs)
+    if data.degrade_on == "device":
+        on_device = PairsOnDevice(photos, data.pairs, own_device())
+        return ByNumber(lambda index: {}, lambda batch: on_device(batch["index"]))
+    return ByNumber(lambda index: make_pair(photos, data.pairs, index))
+
+
+def restored_source(data: Data, lr: Path, restored: Path, hr: Path | None) -> Source:
+    """Batches from pictures that another restorer made, as `soft`; see `pairs.paired_photos`."""
+    pictures = paired_photos(lr, restored, hr)
+    return ByNumber(lambda index: pictures.make(index, data.pairs.crop, data.pairs.seed))
+
+
+def open_photos(data: Data) -> tuple[Photos, list[Sample]]:
+    """The photographs, and fixed pairs of the held-back ones; where training reads shards, no others.
+
+    Raises:
+        ValueError: none is held back, so nothing could be scored.
+    """
+    photos = load_photos(data.photos, max(SMALLEST, data.pairs.crop), training=data.shards is None)
+    check_held_back(photos, data.photos)
+    return photos, held_back_pairs(photos, data.pairs)
+
+
+def check_held_back(photos: Photos, folder: Path) -> None:
+    """Raises ValueError if none of the photographs of the folder is held back."""
+    if not photos.held_back:
+        raise ValueError(f"no photograph under {folder} is held back (one in twelve is, by its name): add some.")
+
+
+def batched(pair: Mapping[str, Tensor]) -> Sample:
+    """A pair as a batch of one."""
+    return {name: tensor[None] for name, tensor in pair.items()}

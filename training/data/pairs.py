@@ -1,0 +1,221 @@
+"""Training pairs: a low-resolution twin of a photograph, or of another restorer's picture.
+
+A sample is a pure function of a seed and its number: `lr` [3, crop/4, crop/4], `soft` (what the LR was made from) and
+`sharp` (the photograph) [3, crop, crop], fp32 in [-1, 1], and `index`, the number, an int64 scalar.
+"""
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from training.data.degradation import CAMERA_SHARE, SCALE, Degradation, degrade, gaussian
+from training.data.photos import Crop, Photos, cut, draw_crop, photo_paths, random_crop, read_photo
+from training.engine.sources import Sample
+
+logger = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+
+GRID = 16
+"""px that a side must be a multiple of: 8 for a latent, and two of these for one at the mini UNet's lower level."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """How low-resolution twins are made.
+
+    Attributes:
+        crop: side of `soft` and `sharp` in px, a multiple of 16.
+        degradation: "camera", "realesrgan", or "mix" of the two.
+        softness: largest sigma in px of the blur between `sharp` and `soft`: the truth of a camera picture is not
+            razor-sharp, so the faithful target is not either.
+        camera_share: share of "camera" in the mix.
+        bicubic_share: share of samples whose LR is the sharp photograph, bicubic / 4, and nothing else; TADSR uses .01.
+        seed: of all samples.
+    """
+
+    crop: int = 160
+    degradation: Degradation = "mix"
+    softness: float = 1.0
+    camera_share: float = CAMERA_SHARE
+    bicubic_share: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.crop <= 0 or self.crop % GRID:
+            raise ValueError(f"crop is {self.crop}: give a multiple of {GRID}.")
+        if not 0 <= self.softness < math.inf:
+            raise ValueError(f"softness is {self.softness}: give a sigma of 0 px or more.")
+
+
+def to_tensor(pixels: Pixels) -> Tensor:
+    """[H, W, 3] uint8 -> [3, H, W] fp32 in [-1, 1]."""
+    return torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def bicubic(pixels: Pixels) -> Pixels:
+    """A quarter of the size, antialiased."""
+    size = pixels.shape[1] // SCALE, pixels.shape[0] // SCALE
+    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
+
+
+def draw_plain(pairs: Pairs, rng: np.random.Generator) -> bool:
+    """Whether a sample is plain bicubic; without such samples nothing is drawn."""
+    return pairs.bicubic_share > 0 and bool(rng.random() < pairs.bicubic_share)
+
+
+def draw_softness(pairs: Pairs, rng: np.random.Generator) -> float:
+    """Sigma in px of the blur between `sharp` and `soft`; one in four is not blurred."""
+    return pairs.softness * rng.random() if rng.random() < 0.75 else 0.0
+
+
+def soften(sharp: Pixels, sigma: float) -> Pixels:
+    """Gaussian blur in 8 bits."""
+    return np.rint(gaussian(sharp.astype(np.float32), sigma)).astype(np.uint8)
+
+
+def sample_of(index: int, lr: Pixels, soft: Pixels, sharp: Pixels) -> Sample:
+    """Pictures [H, W, 3] uint8 as a sample."""
+    return {"index": torch.tensor(index), "lr": to_tensor(lr), "soft": to_tensor(soft), "sharp": to_tensor(sharp)}
+
+
+def pair_of(pixels: Pixels, pairs: Pairs, index: int, rng: np.random.Generator) -> Sample:
+    """A sample from one photograph [H, W, 3].
+
+    Raises:
+        ValueError: it is smaller than the crop.
+    """
+    sharp = random_crop(pixels, pairs.crop, rng)
+    if draw_plain(pairs, rng):
+        return sample_of(index, bicubic(sharp), sharp, sharp)
+    soft = soften(sharp, draw_softness(pairs, rng))
+    return sample_of(index, degrade(soft, pairs.degradation, rng, pairs.camera_share), soft, sharp)
+
+
+def make_pair(photos: Photos, pairs: Pairs, index: int) -> Sample:
+    """Sample number `index`, from a photograph drawn anew for each."""
+    rng = np.random.default_rng((pairs.seed, index))
+    pixels = list(photos.train.values())[rng.integers(len(photos.train))]
+    return pair_of(pixels, pairs, index, rng)
+
+
+def held_back_pairs(photos: Photos, pairs: Pairs, size: int = 384, least_softness: float = 0.0) -> list[Sample]:
+    """One fixed pair, `camera` degraded, from the middle of every held-back photograph.
+
+    Args:
+        photos: of which the held-back ones are taken.
+        pairs: softness and seed.
+        size: side of `soft` and `sharp` in px; of a smaller photograph as much as it allows, a multiple of 16.
+        least_softness: smallest sigma in px of the blur between `sharp` and `soft`; the largest is `pairs.softness`.
+
+    Raises:
+        ValueError: the size is under 16, or the least softness is none from 0 to the largest.
+    """
+    if size < GRID:
+        raise ValueError(f"size is {size}: give {GRID} px or more.")
+    if not 0 <= least_softness <= pairs.softness:
+        raise ValueError(f"least softness is {least_softness}: give one from 0 to {pairs.softness} px, the largest.")
+    samples: list[Sample] = []
+    for index, pixels in enumerate(photos.held_back.values()):
+        rng = np.random.default_rng((pairs.seed, 1, index))
+        side = min(size, *pixels.shape[:2]) // GRID * GRID
+        top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+        sharp = np.ascontiguousarray(pixels[top : top + side, left : left + side])
+        soft = soften(sharp, least_softness + (pairs.softness - least_softness) * rng.random())
+        samples.append(sample_of(index, degrade(soft, "camera", rng), soft, sharp))
+    return samples
+
+
+class Row(NamedTuple):
+    """One LR picture [h, w, 3], what a restorer made of it and the truth, both [4h, 4w, 3]."""
+
+    name: str
+    lr: Pixels
+    target: Pixels
+    hr: Pixels
+
+
+@dataclass(frozen=True)
+class PairedFolder:
+    """Pairs that lie ready in folders, in memory. `skipped`: files that could not be read."""
+
+    rows: tuple[Row, ...]
+    skipped: tuple[str, ...]
+
+    def make(self, index: int, crop: int, seed: int = 0) -> Sample:
+        """Sample number `index`: a crop of a row drawn anew for each, mirrored and turned at random.
+
+        `soft` is the restorer's picture, `sharp` the truth, or the restorer's picture where there is none.
+
+        Raises:
+            ValueError: the crop is no multiple of 4, or larger than the smallest picture.
+        """
+        smallest = min(self.rows, key=lambda row: min(row.lr.shape[:2]))
+        if crop <= 0 or crop % SCALE or crop // SCALE > min(smallest.lr.shape[:2]):
+            largest = SCALE * min(smallest.lr.shape[:2])
+            raise ValueError(f"crop is {crop}: give a multiple of {SCALE} up to {largest}, as {smallest.name} allows.")
+        rng = np.random.default_rng((seed, index))
+        row = self.rows[rng.integers(len(self.rows))]
+        at = draw_crop(*row.lr.shape[:2], crop // SCALE, rng, halve=False)
+        enlarged = Crop(SCALE * at.top, SCALE * at.left, crop, at.step, at.mirrored, at.turns)
+        return sample_of(index, cut(row.lr, at), cut(row.target, enlarged), cut(row.hr, enlarged))
+
+
+def by_stem(folder: Path) -> dict[str, Path]:
+    """The picture files under a folder by their names less the suffix."""
+    paths = {str(Path(name).with_suffix("")): path for name, path in photo_paths(folder).items()}
+    if not paths:
+        raise FileNotFoundError(f"no picture under {folder}: give a folder of JPEG, PNG or WebP files.")
+    return paths
+
+
+def read_row(name: str, paths: Sequence[Path]) -> Row | None:
+    """LR, restorer's picture and truth, if all can be read."""
+    pictures = [read_photo(path) for path in paths]
+    if any(picture is None for picture in pictures):
+        return None
+    lr, *large = (picture for picture in pictures if picture is not None)
+    for path, picture in zip(paths[1:], large, strict=True):
+        if picture.shape[:2] != (SCALE * lr.shape[0], SCALE * lr.shape[1]):
+            size, wanted = f"{picture.shape[1]}x{picture.shape[0]}", f"{SCALE * lr.shape[1]}x{SCALE * lr.shape[0]}"
+            raise ValueError(f"{path} is {size} px, but {SCALE} times its LR is {wanted}: give pictures that fit.")
+    return Row(name, lr, large[0], large[-1])
+
+
+def paired_photos(lr: Path, targets: Path, hr: Path | None = None) -> PairedFolder:
+    """Reads LR pictures and, of the same stems, those that a restorer made of them (CTSR's endpoints).
+
+    Args:
+        lr: folder of LR pictures.
+        targets: folder of the restorer's pictures, 4 times as large.
+        hr: folder of the true pictures, if there are any.
+
+    Returns:
+        All of it in memory; rows with a picture that cannot be read are skipped, counted and named.
+
+    Raises:
+        FileNotFoundError: a folder has no picture, or none of the stem of an LR picture.
+        ValueError: a picture is not 4 times as large as its LR.
+    """
+    folders = [lr, targets] if hr is None else [lr, targets, hr]
+    files = [by_stem(folder) for folder in folders]
+    for folder, paths in zip(folders[1:], files[1:], strict=True):
+        missing = sorted(files[0].keys() - paths.keys())
+        if missing:
+            raise FileNotFoundError(f"{folder} lacks {len(missing)} pictures of {lr}: {', '.join(missing)}.")
+    rows = {name: read_row(name, [paths[name] for paths in files]) for name in files[0]}
+    skipped = tuple(name for name, row in rows.items() if row is None)
+    if skipped:
+        logger.warning("skipped %d of which a picture cannot be read: %s", len(skipped), ", ".join(skipped))
+    if len(skipped) == len(rows):
+        raise FileNotFoundError(f"no readable pair in {lr} and {targets}: give folders of whole pictures.")
+    return PairedFolder(tuple(row for row in rows.values() if row is not None), skipped)

@@ -1,0 +1,86 @@
+"""Realism terms as plug-ins: score distillation (the papers') and an adversarial one, alone, together or neither."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from training.engine.draws import Draws
+from training.engine.loop import Turn
+from training.engine.sources import Sample
+from training.losses.adversarial import Adversarial, AdversarialTerm
+from training.losses.scores import Scores
+from training.losses.vsd import (
+    VSD,
+    GuidanceLaw,
+    RegulariserLoss,
+    TimestepLaw,
+    VSDTerm,
+    constant_guidance,
+    move,
+    uniform_timesteps,
+)
+
+
+@dataclass(frozen=True)
+class Realism:
+    """Which terms, and how strong. The papers have VSD alone; the mini takes what measured best."""
+
+    vsd: VSD = field(default_factory=VSD)
+    adversarial: Adversarial = field(default_factory=Adversarial)
+
+
+class RealismTerms:
+    """The terms of weight other than zero, and the turns in which their own networks learn.
+
+    Args:
+        settings: weights.
+        seed: of the run.
+        scores: prior and regulariser; needed by VSD.
+        timesteps, guidance: laws of VSD, OSEDiff's by default.
+    """
+
+    def __init__(
+        self,
+        settings: Realism,
+        seed: int,
+        scores: Scores | None = None,
+        timesteps: TimestepLaw = uniform_timesteps,
+        guidance: GuidanceLaw | None = None,
+    ):
+        self.settings, self.seed = settings, seed
+        self.encode: Callable[[Tensor], Tensor] | None = None
+        self.vsd: VSDTerm | None = None
+        self.adversarial: AdversarialTerm | None = None
+        self.turns: Sequence[Turn] = ()
+        if settings.vsd.weight:
+            if scores is None:
+                raise ValueError("VSD needs a prior: give --prior, or set --realism.vsd.weight 0.")
+            self.encode = scores.encode if settings.vsd.moved else None
+            law = guidance or constant_guidance(settings.vsd.guidance)
+            self.vsd = VSDTerm(scores.prior, scores.regulariser, timesteps, law, scores.negative_prompt)
+            own = None if timesteps is uniform_timesteps else timesteps  # TADSR's regulariser follows its law
+            loss = RegulariserLoss(scores.network, scores.regulariser, seed, own)
+            self.turns = [*self.turns, Turn("regulariser", loss, settings.vsd.peak_rate, scores.groups)]
+        if settings.adversarial.weight:
+            self.adversarial = AdversarialTerm(settings.adversarial, seed)
+            self.turns = [*self.turns, self.adversarial.turn()]
+
+    def judged(self, z: Tensor, x: Tensor, batch: Sample) -> Tensor:
+        """Latents for VSD: z [B, C, h, w], or under `VSD.moved` those of the pictures x that it decodes to, moved."""
+        return z if self.encode is None else self.encode(move(x, Draws(batch["index"], self.seed)))
+
+    def losses(self, z: Tensor, x: Tensor, batch: Sample, timestep: Tensor | None = None) -> dict[str, Tensor]:
+        """Weighted terms of `judged` latents [B, C, h, w] and of pictures [B, 3, H, W]."""
+        out: dict[str, Tensor] = {}
+        if self.vsd is not None:
+            out["vsd"] = self.settings.vsd.weight * self.vsd.loss(z, Draws(batch["index"], self.seed), timestep)
+        if self.adversarial is not None:
+            out["adversarial"] = self.adversarial.loss(x, batch)
+        return out
+
+
+def total(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The terms with their sum as `loss`."""
+    return {**terms, "loss": torch.stack(list(terms.values())).sum()}

@@ -1,0 +1,93 @@
+"""The one-step model as the stages train it: the networks of a pipeline, differentiable and without tiles."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ctsr import CTSRPipeline
+from ctsr.families import Endpoints, Family, Timestep, coefficients, predict_x0
+from ctsr.load import load_pipeline
+from ctsr.models.lora import merge_lora
+from ctsr.tiling import networks
+from training.data.degradation import SCALE
+from training.model.base import load_base
+
+TIMESTEP = 999  # one step from the far end, as OSEDiff; the mini's time-aware encoder sees it too
+
+
+def enlarge(lr: Tensor) -> Tensor:
+    """Bicubic x4 as the pipeline does it, [B, 3, h, w] -> [B, 3, 4h, 4w]."""
+    return F.interpolate(lr, scale_factor=SCALE, mode="bicubic", antialias=True).contiguous(
+        memory_format=torch.channels_last
+    )
+
+
+def open_pipeline(start: Path | str, family: str = "ctsr") -> CTSRPipeline:
+    """What a stage starts from, in fp32.
+
+    Args:
+        start: "mini", a file that a stage or `ctsr convert` wrote, or the folder of an SD 2.1 base model.
+        family: of a base model; files know theirs.
+    """
+    path = Path(start)
+    index = path / "model_index.json"
+    if path.is_dir() and not (index.is_file() and "CTSRPipeline" in index.read_text(encoding="utf-8")):
+        return load_base(path, family)
+    pipeline = load_pipeline(start, torch.float32)
+    for part in (pipeline.unet, pipeline.vae):
+        merge_lora(part)  # new adapters of the same names would take the place of kept ones
+    return pipeline
+
+
+class OneStep(nn.Module):
+    """Pictures to endpoints, and latents to pictures.
+
+    Attributes:
+        vae, unet: of the pipeline, shared with it and not copied.
+        prompt: baked prompt embeddings [1, L, D], or None for UNets without cross-attention.
+        family: the method.
+    """
+
+    prompt: Tensor | None
+
+    def __init__(self, pipeline: CTSRPipeline):
+        super().__init__()
+        self.vae: nn.Module = pipeline.vae
+        self.unet: nn.Module = pipeline.unet
+        embeddings = pipeline.prompt_embeddings
+        self.register_buffer("prompt", None if embeddings is None else embeddings.embeds.clone(), persistent=False)
+        self.family: Family = pipeline.family
+
+    @property
+    def scaling_factor(self) -> float:
+        """s of z = s * E(x)."""
+        return float(cast(Any, self.vae).config["scaling_factor"])
+
+    def encode(self, x: Tensor, timestep: Timestep | None = None) -> Tensor:
+        """z_L, scaled: [B, 3, H, W] in [-1, 1] -> [B, C, H/8, W/8]; `timestep` of the encoder, None for the plain."""
+        return self.scaling_factor * networks.encoder(self.vae, timestep).call(x)
+
+    def predict(self, z: Tensor, timestep: Timestep, prompt: Tensor | None = None) -> Tensor:
+        """The UNet's output [B, groups * C, h, w] with the baked prompt, or another one [1 or B, L, D]."""
+        embeds = self.prompt if prompt is None else prompt
+        if embeds is not None:
+            embeds = embeds.expand(z.shape[0], -1, -1)
+        return networks.unet(self.unet, timestep, embeds).call(z)
+
+    def x0(self, z: Tensor, timestep: Timestep, prompt: Tensor | None = None) -> Tensor:
+        """The UNet's estimate of the clean latent behind z at `timestep`, fp32: its first output group."""
+        o = self.predict(z, timestep, prompt)[:, : z.shape[1]]
+        return predict_x0(z, o, *coefficients(self.family.parameterization, timestep))
+
+    def forward(self, lr: Tensor) -> Endpoints:
+        """LR [B, 3, h, w] in [-1, 1] -> endpoints, at the family's own timesteps."""
+        x = enlarge(lr)
+        latents = [self.encode(x, timestep) for timestep in self.family.encoder_timesteps]
+        return self.family.endpoints(lambda sample, timestep, variant: self.predict(sample, timestep), latents)
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Scaled latents -> fp32 picture [B, 3, 8h, 8w], not clamped."""
+        return networks.decoder(self.vae).call(z / self.scaling_factor).float()

@@ -1,0 +1,105 @@
+"""A stage's file as released weights, or held-back photographs as folders to score it on.
+
+python -m training.stages.export weights --model RUNS/joint/model.safetensors --extend=-0.3 --out my-ctsr.safetensors
+python -m training.stages.export pairs --photos PHOTOS --out RUNS/held_back
+python -m training.stages.export pairs --photos PHOTOS --out RUNS/soft --softness 1 2
+"""
+
+import logging
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+import tyro
+from PIL import Image
+from torch import Tensor
+
+from ctsr import TimeConditionedUNetMini
+from ctsr.images.color_fix import ColorFix
+from training.data.data import check_held_back, mini_data
+from training.data.pairs import Pairs, held_back_pairs
+from training.data.photos import load_photos
+from training.model.one_step import open_pipeline
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@torch.no_grad()
+def extend_(unet: TimeConditionedUNetMini, share: float) -> None:
+    """Moves t = 0 by `share` of the way between the ends, in place; t = 1 and the curve stay where they are.
+
+    More than zero moves it away from t = 1, -1 < share < 0 towards it.
+
+    With t_old = -share + (1 + share) t, z(t_old) is again z0 + t delta + t (1 - t) kappa, and the new groups are linear
+    in the old ones. For residual prediction, z0 = z_L - o.
+    """
+    for parameter in (unet.conv_out.weight, cast(Tensor, unet.conv_out.bias)):
+        o, delta, kappa = (group.clone() for group in parameter.chunk(3))
+        bend = share * (1 + share) * kappa
+        parameter.copy_(torch.cat([o + share * delta + bend, (1 + share) * delta + bend, (1 + share) ** 2 * kappa]))
+
+
+def weights(
+    model: Path,
+    out: Path,
+    precision: Literal["fp32", "bf16", "fp16"] = "fp16",
+    color_fix: ColorFix = "wavelet",
+    extend: float = 0.0,
+) -> None:
+    """Writes a stage's file again, smaller.
+
+    Args:
+        model: a stage's file.
+        out: the file to write.
+        precision: of its tensors.
+        color_fix: what it shall use by default.
+        extend: how far beyond the stage's own realistic end t = 0 shall lie, of the way between its ends, above -1;
+            less than zero for short of it. Of the mini.
+
+    Raises:
+        ValueError: nothing of the dial would be left, or the model is no ctsr-mini and has none to extend.
+    """
+    if not -1 < extend < math.inf:
+        raise ValueError(f"extend is {extend}: give more than -1, of which nothing of the dial is left.")
+    pipeline = open_pipeline(model)
+    pipeline.register_to_config(color_fix=color_fix)
+    if extend:
+        if pipeline.family.name != "ctsr" or pipeline.family.parameterization != "residual":
+            raise ValueError(f"{model} is not a ctsr-mini: leave --extend at 0.")
+        extend_(cast(TimeConditionedUNetMini, pipeline.unet), extend)
+    pipeline.save_single_file(out, DTYPES[precision])
+
+
+def to_image(x: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] as an 8-bit picture."""
+    return Image.fromarray(((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy())
+
+
+def pairs(photos: Path, out: Path, size: int = 384, softness: tuple[float, float] = (0.0, Pairs.softness)) -> None:
+    """Writes LR and HR of every held-back photograph, `camera` degraded, as PNG folders.
+
+    Args:
+        photos: folder of photographs.
+        out: where LR and HR shall lie.
+        size: side of HR in px.
+        softness: least and largest sigma in px of the blur on HR. Full-size pictures of a camera are softer than the
+            photographs that one finds on the web: a model may gain on those and lose on these.
+
+    Raises:
+        ValueError: no photograph is held back, the size is under 16, or the softness is none from least to largest.
+    """
+    least, largest = softness
+    settings = replace(mini_data().pairs, softness=largest)
+    held_back = load_photos(photos, training=False)
+    check_held_back(held_back, photos)
+    for number, pair in enumerate(held_back_pairs(held_back, settings, size, least)):
+        for folder, key in (("LR", "lr"), ("HR", "soft")):
+            (out / folder).mkdir(parents=True, exist_ok=True)
+            to_image(pair[key]).save(out / folder / f"{number:03d}.png")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO)
+    tyro.extras.subcommand_cli_from_dict({"weights": weights, "pairs": pairs})

@@ -1,0 +1,116 @@
+"""The fidelity teacher: one step, supervised, nothing but distances (method B3 of the notes; PiSA-SR's pixel LoRA).
+
+    python -m training.stages.fidelity mini --data.photos PHOTOS \\
+        --start AUTOENCODER/model.safetensors --run.out RUNS/fidelity
+    python -m training.stages.fidelity sd21 --data.photos PHOTOS --start SD21_BASE --run.out RUNS/fidelity
+
+The mini's autoencoder (its encoder at tau = 999) learns together with the UNet, and a little L2 to the latents that the
+autoencoder gave the truth before keeps latents what they were. Only the output group o learns: delta and kappa stay
+zero. In place of the photographs, another restorer's pictures can be the target (`--restored`, `--lr`): then this makes
+an in-family twin of that restorer.
+"""
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+import tyro
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ctsr.tiling import networks
+from training.data.data import Data, mini_data, open_photos, open_source, restored_source, sd21_data
+from training.engine.loop import Run, Turn, fit
+from training.engine.sources import Sample
+from training.engine.stage import main, save, validate
+from training.losses.perceptual import perceptual_loss
+from training.losses.realism import total
+from training.losses.reconstruction import Reconstruction, reconstruction_losses
+from training.model import adapt as adapting
+from training.model.adapt import Adapt, adapt, finish
+from training.model.one_step import OneStep, open_pipeline
+
+MINI_DISTANCES = Reconstruction(l1=1.0, l2=5.0, perceptual=0.0, features="none")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults and their reasons.
+
+    Attributes:
+        start: "mini", a stage's file, or an SD 2.1 base folder.
+        reconstruction: for the mini L1 + 5 L2: PSNR is what this end is for, L1 alone under-weights edges.
+        latent_weight: of the distance to the latents of the truth by the first encoder; none at SD size, whose decoder
+            is frozen and holds the latents where they are.
+        lr, restored: folders of low-resolution pictures and of what another restorer made of them, instead of
+            degraded photographs.
+    """
+
+    data: Data
+    run: Run
+    start: str
+    adapt: Adapt = adapting.MINI
+    peak_rate: float = 5e-4
+    reconstruction: Reconstruction = MINI_DISTANCES
+    latent_weight: float = 0.05
+    lr: Path | None = None
+    restored: Path | None = None
+
+
+MINI = Recipe(data=mini_data(), run=Run(out=tyro.MISSING, steps=6000), start=tyro.MISSING)
+SD21 = Recipe(
+    data=sd21_data(),
+    run=Run(out=tyro.MISSING, steps=4000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
+    start=tyro.MISSING,
+    adapt=adapting.SD21,
+    peak_rate=5e-5,
+    reconstruction=Reconstruction(l2=1.0, perceptual=0.0, features="none"),
+    latent_weight=0.0,
+)
+RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}
+
+
+class Generator(nn.Module):
+    """The generator's loss."""
+
+    def __init__(self, model: OneStep, recipe: Recipe):
+        super().__init__()
+        self.model, self.recipe = model, recipe
+        self.first_vae = copy.deepcopy(model.vae).requires_grad_(False) if recipe.latent_weight else None
+        self.perceptual = perceptual_loss(recipe.reconstruction.features, model)
+
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        """`loss` and its terms."""
+        truth = batch["soft"].contiguous(memory_format=torch.channels_last)
+        z = self.model(batch["lr"]).z0
+        terms = reconstruction_losses(self.model.decode(z), truth, self.recipe.reconstruction, self.perceptual)
+        if self.first_vae is not None:
+            with torch.no_grad():
+                aim = self.model.scaling_factor * networks.encoder(self.first_vae, None).call(truth)
+            terms["latents"] = self.recipe.latent_weight * F.mse_loss(z, aim.float())
+        return total(terms)
+
+
+def train(recipe: Recipe) -> None:
+    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
+    set_seed(recipe.run.seed)
+    photos, pairs = open_photos(recipe.data)
+    pipeline = open_pipeline(recipe.start, "osediff")
+    model = OneStep(pipeline)
+    generator = Generator(model, recipe)
+    groups = adapt(model, recipe.adapt)
+    source = open_source(recipe.data, photos)
+    if recipe.lr is not None or recipe.restored is not None:
+        if recipe.lr is None or recipe.restored is None:
+            raise ValueError("Give --lr and --restored together, folders of pictures of the same names.")
+        source = restored_source(recipe.data, recipe.lr, recipe.restored, None)
+    turns = [Turn("generator", generator, recipe.peak_rate, groups)]
+    if fit(recipe.run, source, turns, lambda: validate(model, pairs)):
+        finish(model, recipe.adapt)
+        save(pipeline, recipe.run.out)
+
+
+if __name__ == "__main__":
+    main(RECIPES, train)

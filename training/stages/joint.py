@@ -1,0 +1,127 @@
+"""Both ends and the way between them at once, behind stage 2.
+
+    python -m training.stages.joint mini --data.photos PHOTOS --start RUNS/stage2/model.safetensors --run.out RUNS/joint
+
+Stage 2 reads the faithful end off features that were trained for the realistic one, by a single convolution: the
+further a realism term has taken them, the less they say of the truth. Here every weight learns for all of the dial:
+
+    rec_r(x^0, x_H) + realism terms on x^0 + rec_f(x^1, x_H) + path(x^t)
+
+x^t = D(z^t) with z^t of `ctsr.families.blend`, rec_r and rec_f the distances of `training.stages.osediff` and
+`training.stages.fidelity`, path that of `training.losses.path`. No teacher is needed any more. The mini's alone: SD's
+decoder is frozen, so there is less that could learn together.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import tyro
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ctsr.families import blend
+from training.data.data import Data, mini_data, open_photos, open_source
+from training.engine.draws import Draws
+from training.engine.loop import Run, Turn, fit
+from training.engine.sources import Sample
+from training.engine.stage import main, save, validate
+from training.losses import reconstruction
+from training.losses.adversarial import Adversarial
+from training.losses.path import path_loss
+from training.losses.perceptual import perceptual_loss
+from training.losses.realism import Realism, RealismTerms, total
+from training.losses.reconstruction import Reconstruction, reconstruction_losses
+from training.losses.scores import RegulariserLora
+from training.losses.vsd import VSD
+from training.model import adapt as adapting
+from training.model.adapt import Adapt, adapt, finish
+from training.model.one_step import OneStep, open_pipeline
+from training.stages import osediff
+from training.stages.fidelity import MINI_DISTANCES
+from training.stages.stage2 import DIAL, with_bends
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Defaults and their reasons.
+
+    Attributes:
+        start: a file of `training.stages.stage2`.
+        prior, regulariser_lora: for VSD, as in `training.stages.osediff`.
+        realistic, faithful: distances of the ends.
+        path: weight of the pictures on the way against the blend of the end pictures. They differ by
+            some 2e-5, squared, beside some .1 of the ends' distances: a weight of 4 does not disturb those.
+        realism: terms on the realistic end.
+    """
+
+    data: Data
+    run: Run
+    start: str
+    prior: Path | None = None
+    regulariser_lora: RegulariserLora | None = None
+    adapt: Adapt = adapting.MINI
+    peak_rate: float = 2e-4
+    realistic: Reconstruction = reconstruction.MINI
+    faithful: Reconstruction = MINI_DISTANCES
+    path: float = 4.0
+    realism: Realism = field(default_factory=Realism)
+
+
+MINI = Recipe(
+    # Full-size pictures of a camera are softer than photographs from the web: trained on truths of at most 1 px, the
+    # faithful end learned to undo blur that was the truth's own, and lost on them what it gained on others.
+    data=replace(mini_data(), pairs=replace(mini_data().pairs, softness=2.0)),
+    run=Run(out=tyro.MISSING, steps=2000, ema=0.99),
+    start=tyro.MISSING,
+    # Half of the factor with which fidelity trains the autoencoder, which is nearly there.
+    adapt=replace(adapting.MINI, autoencoder_factor=0.2),
+    # Less sharpening than osediff's, whose edges overshoot where a camera's own are soft.
+    realistic=replace(reconstruction.MINI, l2=3.0, sharpen=1.0),
+    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.5)),
+)
+RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI)}
+
+
+class Dial(nn.Module):
+    """The generator's loss."""
+
+    def __init__(self, model: OneStep, recipe: Recipe, terms: RealismTerms):
+        super().__init__()
+        self.model, self.recipe, self.terms = model, recipe, terms
+        self.realistic_features = perceptual_loss(recipe.realistic.features, model)
+        self.faithful_features = perceptual_loss(recipe.faithful.features, model)
+
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
+        ends = self.model(batch["lr"])
+        t = Draws(batch["index"], self.recipe.run.seed).uniform("dial").to(ends.z0.device)
+        latents = torch.cat([ends.z0, blend(ends, 1.0), blend(ends, t)])
+        x0, x1, x = self.model.decode(latents).chunk(3)
+        realistic = reconstruction_losses(x0, batch["sharp"], self.recipe.realistic, self.realistic_features)
+        faithful = reconstruction_losses(x1, batch["soft"], self.recipe.faithful, self.faithful_features)
+        terms = {f"realistic_{name}": term for name, term in realistic.items()}
+        terms |= {f"faithful_{name}": term for name, term in faithful.items()}
+        terms["path"] = self.recipe.path * path_loss(x, x0, x1, t)
+        judged = self.terms.judged(ends.z0, x0, batch)
+        return {**total(terms | self.terms.losses(judged, x0, batch)), "fake": x0, "latents": judged}
+
+
+def train(recipe: Recipe) -> None:
+    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
+    if recipe.adapt.unet != "full":
+        raise ValueError("What the two ends share must learn for both: give --adapt.unet full.")
+    set_seed(recipe.run.seed)
+    photos, pairs = open_photos(recipe.data)
+    pipeline = with_bends(open_pipeline(recipe.start))
+    model = OneStep(pipeline)
+    groups = adapt(model, recipe.adapt)
+    terms = RealismTerms(recipe.realism, recipe.run.seed, osediff.prior_scores(recipe))
+    turns = [Turn("dial", Dial(model, recipe, terms), recipe.peak_rate, groups), *terms.turns]
+    if fit(recipe.run, open_source(recipe.data, photos), turns, lambda: validate(model, pairs, DIAL)):
+        finish(model, recipe.adapt)
+        save(pipeline, recipe.run.out)
+
+
+if __name__ == "__main__":
+    main(RECIPES, train)

@@ -1,0 +1,255 @@
+"""Stage 1 of CTSR (arXiv 2503.14272): a student of two teachers, the realistic end of the dial.
+
+    python -m training.stages.stage1 mini --data.photos PHOTOS --start RUNS/osediff/model.safetensors \\
+        --fidelity RUNS/fidelity/model.safetensors --run.out RUNS/stage1
+    python -m training.stages.stage1 sd21 --data.photos PHOTOS --start RUNS/osediff/model.safetensors \\
+        --fidelity RUNS/fidelity/model.safetensors --autoencoder SD21_BASE --run.out RUNS/stage1
+
+L = L_rec + lambda_rn L_rn + lambda_fl L_fl with L_k = A_k + gamma B_k of `dual_teacher`. The student starts as the
+realism teacher T_r; the faithful one, T_f, is a network of the same family trained by distances alone
+(`training.stages.fidelity`), or another restorer, of which only the pictures are known (`--lr`, `--restored`, `--hr`).
+
+The paper leaves open how tau is drawn, what is averaged, whether noise is shared, and where gradients flow. Here:
+means, one noise for both latents, tau from 20 to 979, and the truth encoded by a plain encoder that no stage has
+trained.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+import tyro
+from accelerate.utils import set_seed
+from torch import Tensor, nn
+
+from ctsr import CTSRPipeline
+from ctsr.families import blend
+from training.data.data import mini_data, open_photos, sd21_data
+from training.engine.draws import Draws
+from training.engine.loop import Run, Turn, fit
+from training.engine.sources import Sample
+from training.engine.stage import main, save, validate
+from training.losses import reconstruction
+from training.losses.dual_teacher import clean_consistency, directed, literal_agreement, literal_consistency, noised
+from training.losses.perceptual import perceptual_loss
+from training.losses.realism import Realism, RealismTerms, total
+from training.losses.reconstruction import Reconstruction, reconstruction_losses
+from training.losses.scores import RegulariserLora
+from training.losses.vsd import HIGHEST, LOWEST
+from training.model import adapt as adapting
+from training.model.adapt import Group, adapt, finish
+from training.model.one_step import OneStep, open_pipeline
+from training.stages import osediff
+from training.stages.teachers import (
+    Faithful,
+    StageRecipe,
+    faithful_source,
+    frozen,
+    open_faithful,
+    plain_latents,
+    plain_vae,
+)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """The two teachers' terms; weights are the paper's.
+
+    Attributes:
+        mode: "vsd", normalised directions on clean latents, or "literal", distances of noises as the paper prints them.
+            Literally, A_k trains the student at noised latents, where it is never deployed.
+        teacher_as: "denoiser" asks the UNets at (z_tau, tau); "endpoint" takes a network's own restored latent of the
+            same picture for what it sees behind any noise, the student's too. The mini's UNet was only ever trained at
+            tau = 999 on z_L: its output elsewhere is undefined. Another restorer is always an endpoint.
+        realism: lambda_rn.
+        fidelity: lambda_fl.
+        gamma: of B_k beside A_k.
+        most_snr: largest weight of an endpoint's distance in "literal"; the SNR is 52 at tau = 20. 5 as in min-SNR
+            weighting (arXiv 2303.09556).
+    """
+
+    mode: Literal["vsd", "literal"] = "vsd"
+    teacher_as: Literal["denoiser", "endpoint"] = "denoiser"
+    realism: float = 1.0
+    fidelity: float = 2.0
+    gamma: float = 5.5
+    most_snr: float = 5.0
+
+
+@dataclass(frozen=True)
+class Recipe(StageRecipe):
+    """Defaults and their reasons; see `StageRecipe` for the others.
+
+    Attributes:
+        start: file of `training.stages.osediff`: the realism teacher, and the student's start.
+        realism: terms beside the teachers'. The papers' have none; the mini keeps its adversarial one.
+        prior, regulariser_lora: for VSD among these, as in `training.stages.osediff`.
+    """
+
+    distillation: Distillation = field(default_factory=Distillation)
+    reconstruction: Reconstruction = reconstruction.MINI
+    realism: Realism = field(default_factory=Realism)
+    prior: Path | None = None
+    regulariser_lora: RegulariserLora | None = None
+
+
+MINI = Recipe(
+    data=mini_data(),
+    run=replace(osediff.MINI.run, steps=200),
+    start=tyro.MISSING,
+    adapt=osediff.MINI.adapt,
+    peak_rate=osediff.MINI.peak_rate,
+    reconstruction=osediff.MINI.reconstruction,
+    # A hundredth of the paper's: beside L1 on pixels, whose gradient by a latent is far smaller, the paper's 16.5 on
+    # the direction to the truth is some hundred times all the rest.
+    distillation=Distillation(teacher_as="endpoint", realism=0.01, fidelity=0.02),
+    realism=osediff.MINI.realism,
+)
+SD21 = Recipe(
+    data=sd21_data(),
+    run=Run(out=tyro.MISSING, steps=20000, batch=1, ema=0.999, schedule="constant"),
+    start=tyro.MISSING,
+    autoencoder=tyro.MISSING,
+    adapt=adapting.SD21,
+    peak_rate=5e-5,
+    reconstruction=Reconstruction(l2=1.0, perceptual=2.0, features="lpips"),
+)
+RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}
+
+
+@dataclass(frozen=True)
+class View:
+    """What a step compares.
+
+    Attributes:
+        z, truth: the student's restored latent and the photograph's, [B, C, h, w].
+        noisy: both with the same noise.
+        timestep: [B].
+        student: the clean latent that the student sees behind its own.
+    """
+
+    z: Tensor
+    truth: Tensor
+    noisy: tuple[Tensor, Tensor]
+    timestep: Tensor
+    student: Tensor
+
+
+class DualTeacher(nn.Module):
+    """lambda_rn L_rn + lambda_fl L_fl.
+
+    Args:
+        settings: weights and forms.
+        realistic: T_r.
+        faithful: T_f.
+        vae: whose plain encoder encodes the truth.
+        seed: of the run.
+    """
+
+    def __init__(self, settings: Distillation, realistic: OneStep, faithful: Faithful, vae: nn.Module, seed: int):
+        super().__init__()
+        self.settings, self.realistic, self.faithful, self.vae, self.seed = settings, realistic, faithful, vae, seed
+
+    def forward(self, student: OneStep, z: Tensor, batch: Sample) -> dict[str, Tensor]:
+        """Weighted `A_rn`, `B_rn`, `A_fl`, `B_fl` of restored latents z [B, C, h, w]."""
+        view = self.view(student, z, batch)
+        out: dict[str, Tensor] = {}
+        for name, weight in (("rn", self.settings.realism), ("fl", self.settings.fidelity)):
+            if weight:
+                agreement, consistency = self.terms(view, name, batch)
+                out |= {f"A_{name}": weight * agreement, f"B_{name}": weight * self.settings.gamma * consistency}
+        return out
+
+    def view(self, student: OneStep, z: Tensor, batch: Sample) -> View:
+        """The latents, and what the student sees."""
+        truth = plain_latents(self.vae, batch["sharp"])
+        draws = Draws(batch["index"], self.seed)
+        timestep = draws.integers("distillation timestep", LOWEST, HIGHEST).to(z.device)
+        noisy = noised(z, truth, draws.normal("distillation", z), timestep)
+        if self.settings.teacher_as == "endpoint":
+            return View(z, truth, noisy, timestep, z)
+        with torch.set_grad_enabled(self.settings.mode == "literal" and torch.is_grad_enabled()):
+            return View(z, truth, noisy, timestep, student.x0(noisy[0], timestep))
+
+    def endpoint(self, name: str, batch: Sample) -> Tensor | None:
+        """z_k of a teacher that is one; None for a denoiser."""
+        if name == "fl" and (self.settings.teacher_as == "endpoint" or self.faithful.network is None):
+            return self.faithful(batch)
+        if self.settings.teacher_as == "endpoint":
+            with torch.no_grad():
+                return blend(self.realistic(batch["lr"]), 0.0)
+        return None
+
+    def terms(self, view: View, name: str, batch: Sample) -> tuple[Tensor, Tensor]:
+        """A_k and B_k."""
+        end = self.endpoint(name, batch)
+        if end is not None:
+            return endpoint_terms(view, end, self.settings)
+        network = self.realistic if name == "rn" else cast(OneStep, self.faithful.network)
+        sees = (network.x0(view.noisy[0], view.timestep), network.x0(view.noisy[1], view.timestep))
+        if self.settings.mode == "vsd":
+            return directed(view.z, view.student, sees[0]), clean_consistency(sees)
+        agreement = literal_agreement(view.noisy[0], view.student, sees[0], view.timestep)
+        return agreement, literal_consistency(view.noisy, sees, view.timestep)
+
+
+def endpoint_terms(view: View, end: Tensor, settings: Distillation) -> tuple[Tensor, Tensor]:
+    """A_k and B_k of a teacher that sees the same latent z_k [B, C, h, w] behind any noise."""
+    if settings.mode == "vsd":
+        return directed(view.z, view.student, end), directed(view.z, view.z, view.truth)
+    agreement = literal_agreement(view.noisy[0], view.student, end, view.timestep, settings.most_snr)
+    return agreement, literal_consistency(view.noisy, (end, end), view.timestep, settings.most_snr)
+
+
+class Student(nn.Module):
+    """The student's loss."""
+
+    def __init__(self, model: OneStep, teachers: DualTeacher, weights: Reconstruction, terms: RealismTerms):
+        super().__init__()
+        self.model, self.teachers, self.weights, self.terms = model, teachers, weights, terms
+        self.perceptual = perceptual_loss(weights.features, model)
+
+    def forward(self, batch: Sample) -> dict[str, Tensor]:
+        """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
+        z = self.model(batch["lr"]).z0
+        x = self.model.decode(z)
+        judged = self.terms.judged(z, x, batch)
+        terms = reconstruction_losses(x, batch["sharp"], self.weights, self.perceptual)
+        terms |= self.teachers(self.model, z, batch) | self.terms.losses(judged, x, batch)
+        return {**total(terms), "fake": x, "latents": judged}
+
+
+def open_teachers(recipe: Recipe) -> DualTeacher:
+    """Both teachers, frozen, and the encoder of the truth."""
+    realistic = frozen(open_pipeline(recipe.start), recipe.adapt)
+    vae = plain_vae(recipe, realistic)
+    faithful = open_faithful(recipe, vae)
+    return DualTeacher(recipe.distillation, realistic, faithful, vae, recipe.run.seed)
+
+
+def build(recipe: Recipe) -> tuple[CTSRPipeline, Sequence[Turn]]:
+    """The student's pipeline and the turns of a step."""
+    pipeline = open_pipeline(recipe.start)
+    model = OneStep(pipeline)
+    teachers = open_teachers(recipe)
+    terms = RealismTerms(recipe.realism, recipe.run.seed, osediff.prior_scores(recipe))
+    student = Student(model, teachers, recipe.reconstruction, terms)
+    groups: list[Group] = adapt(model, recipe.adapt)
+    return pipeline, [Turn("student", student, recipe.peak_rate, groups), *terms.turns]
+
+
+def train(recipe: Recipe) -> None:
+    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
+    set_seed(recipe.run.seed)
+    photos, pairs = open_photos(recipe.data)
+    pipeline, turns = build(recipe)
+    model = cast(Student, turns[0].module).model
+    if fit(recipe.run, faithful_source(recipe, photos), turns, lambda: validate(model, pairs, dial=(0.0,))):
+        finish(model, recipe.adapt)
+        save(pipeline, recipe.run.out)
+
+
+if __name__ == "__main__":
+    main(RECIPES, train)

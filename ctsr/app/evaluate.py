@@ -3,7 +3,7 @@
 Each t is scored beside the bicubic enlargement, the blend of the two pictures at the ends of the dial (the baseline of
 CTSR, arXiv 2503.14272) and other people's results. What is scored is 8-bit RGB of the truth's size, no border cropped,
 alpha left out. The metrics are scikit-image's and, where it is installed, pyiqa's (the protocol of OSEDiff, arXiv
-2406.08177). As in `batch`, nothing here prints or exits. Importing this module takes the extra `eval`.
+2406.08177). As in `jobs`, nothing here prints or exits. Importing this module takes the extra `eval`.
 """
 
 import csv

@@ -247,7 +247,7 @@ def run_tiled(
     """The network over the whole of `x`, fp32, where x lies: tile by tile, so that x may be larger than the device.
 
     Args:
-        network: what to run; see `staged`, `tiling.halo_tiled` and `tiling.overlap_tiled` for what the tiles equal.
+        network: what to run; see `staged`, `tiles.halo_tiled` and `tiles.overlap_tiled` for what the tiles equal.
         x: [B, C, h * read_scale, w * read_scale].
         tile: side in latents, None for untiled.
         overlap: latents that blended tiles share, at most half a tile.

@@ -52,7 +52,7 @@ def test_shards_give_pairs_with_the_number_of_their_shard(
 
 def test_a_pattern_that_matches_nothing_is_an_error(data: Data, tmp_path: Path) -> None:
     wrong = replace(data, shards=str(tmp_path / "*.tar"))
-    with pytest.raises(FileNotFoundError, match=r"training\.shards"):
+    with pytest.raises(FileNotFoundError, match=r"training\.data\.shards"):
         open_source(wrong, open_photos(data)[0])
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from ctsr.families import blend
 from training.data.data import batched, open_photos
 from training.engine.sources import Sample
-from training.engine.stage import RESULT
 from training.losses.adversarial import Adversarial
 from training.losses.realism import Realism
 from training.losses.vsd import VSD
@@ -30,6 +29,7 @@ from training.research import stage2_variants
 from training.research.stage2_variants import b2_latent, encoded, open_variant
 from training.stages import fidelity, osediff, stage1, stage2
 from training.stages.export import to_image
+from training.stages.stage import RESULT
 
 ADVERSARIAL = osediff.MINI.realism.adversarial
 NO_ADVERSARIAL = Adversarial(weight=0.0)

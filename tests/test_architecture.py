@@ -126,6 +126,49 @@ def test_one_file_touches_the_hosts_memory_management(path):
         assert not names
 
 
+# --------------------------------------------------------------------------------------------------------- training
+
+TRAINING = sorted(path for path in (ROOT / "training").rglob("*.py") if path.name != "__init__.py")
+ROOMS_BELOW = {
+    "research": {"stages", "losses", "model", "data", "engine"},
+    "stages": {"losses", "model", "data", "engine"},
+    "losses": {"model", "data", "engine"},
+    "model": {"data", "engine"},
+    "data": {"engine"},
+    "engine": set[str](),
+}
+"""What each room of `training/` may import beside itself; `training` imports `ctsr` and is imported by nobody."""
+
+
+def modules_of_training() -> dict[str, set[str]]:
+    """Modules of `training` by full name, with those that each of them imports."""
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in TRAINING}
+    found: dict[str, set[str]] = {}
+    for name, path in names.items():
+        statements = [node for node in ast.walk(of_file(path)) if isinstance(node, ast.Import | ast.ImportFrom)]
+        texts = {text for statement in statements for text in imported(statement)}
+        members = [(x.module, alias.name) for x in statements if isinstance(x, ast.ImportFrom) for alias in x.names]
+        found[name] = (texts | {f"{module}.{member}" for module, member in members}) & names.keys()
+    return found
+
+
+@pytest.mark.parametrize("path", TRAINING, ids=name_in_tree)
+def test_training_imports_go_down_and_stand_at_the_top(path):
+    own = path.relative_to(ROOT / "training").parts[0]
+    tree = of_file(path)
+    rooms = {name.split(".")[1] for name in imported(tree) if name.startswith("training.")}
+    assert rooms <= ROOMS_BELOW[own] | {own}
+    assert not [name for name in set(imported(tree)) - imported_at_import(tree) if name.startswith("training")]
+
+
+def test_no_modules_of_training_import_each_other_in_a_circle():
+    left = modules_of_training()
+    while leaves := [name for name, wanted in left.items() if not wanted & left.keys()]:
+        for name in leaves:
+            del left[name]
+    assert not left, "a circle among these"
+
+
 # --------------------------------------------------------------------------------------------------- registry's rules
 
 RUNS_TEXT = {"eval", "exec", "compile", "__import__"}

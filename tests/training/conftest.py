@@ -18,7 +18,7 @@ from ctsr import CTSRPipeline
 from training.data.data import Data
 from training.data.pairs import Pairs
 from training.data.photos import is_held_back
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import Sample
 
 

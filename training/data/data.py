@@ -13,7 +13,7 @@ from training.data.degradation_batched import PairsOnDevice
 from training.data.pairs import Pairs, held_back_pairs, make_pair, paired_photos
 from training.data.photos import Photos, load_photos
 from training.data.shards import ShardSource
-from training.engine.loop import own_device
+from training.engine.run import own_device
 from training.engine.sources import ByNumber, Sample, Source
 
 SMALLEST = 256  # px of the shorter side of a photograph that is used

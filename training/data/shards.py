@@ -12,7 +12,6 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,10 +24,8 @@ from webdataset.tariterators import tarfile_samples
 
 from training.data.pairs import Pairs, pair_of
 from training.data.photos import SUFFIXES, is_held_back, photo_paths, read_photo
+from training.engine.run import Run
 from training.engine.sources import Sample, load_ahead, to_device
-
-if TYPE_CHECKING:
-    from training.engine.loop import Run
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +177,7 @@ class ShardSource:
         self.latest: dict[int, int] = {}
 
     def batches(
-        self, run: "Run", start: int, latest_shards: Mapping[int, int], rank: int, world: int
+        self, run: Run, start: int, latest_shards: Mapping[int, int], rank: int, world: int
     ) -> Iterator[Sample]:
         """Endless, from `resume_shard(latest_shards)` on, whatever the step."""
         first = resume_shard(latest_shards)

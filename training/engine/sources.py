@@ -4,14 +4,13 @@ import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-if TYPE_CHECKING:
-    from training.engine.loop import Run
+from training.engine.run import Run
 
 Sample = dict[str, Tensor]
 MakeSample = Callable[[int], Sample]
@@ -21,7 +20,7 @@ class Source(Protocol):
     """Batches of a run."""
 
     def batches(
-        self, run: "Run", start: int, latest_shards: Mapping[int, int], rank: int, world: int
+        self, run: Run, start: int, latest_shards: Mapping[int, int], rank: int, world: int
     ) -> Iterator[Sample]:
         """From step `start` on, for process `rank` of `world`; samples carry `index`, their number."""
         ...
@@ -51,7 +50,7 @@ class Numbers:
     A step of N processes sees the samples of a step of one process with N times the batch.
     """
 
-    def __init__(self, run: "Run", start: int, rank: int, world: int):
+    def __init__(self, run: Run, start: int, rank: int, world: int):
         self.run, self.start, self.rank, self.world = run, start, rank, world
 
     def __len__(self) -> int:
@@ -70,7 +69,7 @@ def leave_sigterm_to_the_main_process(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def load_ahead(samples: Dataset[Sample], run: "Run", sampler: "Numbers | None" = None) -> Iterator[Sample]:
+def load_ahead(samples: Dataset[Sample], run: Run, sampler: Numbers | None = None) -> Iterator[Sample]:
     """Batches [B, ...] of `samples`, made ahead by worker processes; `sampler` gives the numbers of a map dataset."""
     # The photographs are shared by forking; where a system (Windows) cannot, batches are made in this process.
     workers = run.workers if "fork" in multiprocessing.get_all_start_methods() else 0
@@ -104,7 +103,7 @@ class ByNumber:
     finish: Callable[[Sample], Sample] | None = None
 
     def batches(
-        self, run: "Run", start: int, latest_shards: Mapping[int, int], rank: int, world: int
+        self, run: Run, start: int, latest_shards: Mapping[int, int], rank: int, world: int
     ) -> Iterator[Sample]:
         """See `Source`."""
         return load_ahead(Samples(self.make), run, Numbers(run, start, rank, world))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
-from training.engine.loop import own_device
+from training.engine.run import own_device
 from training.losses.vsd import Denoiser
 from training.model.adapt import AS_OSEDIFF, Group
 from training.model.lora import ALPHA, RANK, add_lora, lora_parameters, unet_targets

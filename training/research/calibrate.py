@@ -37,9 +37,9 @@ from ctsr.load import load_pipeline
 from ctsr.whole_file import whole_file
 from training.data.data import Data, batched, open_photos
 from training.engine.sources import Sample
-from training.engine.stage import luma, psnr_y
 from training.losses.reconstruction import gaussian_blur
 from training.model.one_step import OneStep, enlarge
+from training.stages.stage import luma, psnr_y
 
 logger = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from ctsr.families import Endpoints
 from ctsr.tiling import networks
 from training.data.data import Data, mini_data, open_photos, open_source, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Run, Turn, fit
+from training.engine.loop import Turn, fit
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import main, save, validate
 from training.losses.flow import Solver, Velocity, distillation_losses, integrate, noisy_start, velocity_loss
 from training.losses.realism import total
 from training.losses.scores import adapters_off
@@ -39,6 +39,7 @@ from training.model.adapt import Adapt, Group, adapt, finish
 from training.model.channels import keep_first_group, widen_conv_in
 from training.model.lora import lora_parameters
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
+from training.stages.stage import main, save, validate
 
 MINI_ADAPT = Adapt(encoder="frozen", decoder=False, time_layers=False)
 SD21_ADAPT = replace(adapting.SD21, encoder="frozen", rank=64, alpha=128)

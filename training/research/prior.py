@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline, TimeConditionedUNetMini
 from training.data.data import Data, batched, mini_data, open_photos, open_source
 from training.engine.draws import Draws
-from training.engine.loop import Report, Run, Turn, fit
+from training.engine.loop import Report, Turn, fit
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import main, save
 from training.losses.scores import denoiser
 from training.losses.vsd import add_noise, clean
 from training.model.one_step import OneStep, open_pipeline
+from training.stages.stage import main, save
 
 SCORED = (100, 300, 500, 700, 900)
 

@@ -28,13 +28,13 @@ from training.data.data import batched, open_photos
 from training.engine.draws import Draws
 from training.engine.loop import Report, Turn, fit
 from training.engine.sources import Sample
-from training.engine.stage import main, psnr_y
 from training.losses.flow import between, per_sample
 from training.losses.path import flow_loss, printed_path_loss
 from training.losses.realism import total
 from training.model.adapt import Group, adapt, finish
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
 from training.stages import stage2
+from training.stages.stage import main, psnr_y
 from training.stages.stage2 import DIAL, check_encoder
 from training.stages.teachers import Faithful, StageRecipe, faithful_source, frozen, open_faithful, plain_vae
 

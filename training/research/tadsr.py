@@ -24,9 +24,9 @@ from ctsr import CTSRPipeline
 from ctsr.families import Parameterization
 from training.data.data import mini_data, open_photos, open_source, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Run, Turn, fit
+from training.engine.loop import Turn, fit
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import main, save, validate
 from training.losses.path import weigh_gradient
 from training.losses.perceptual import NoDistance, perceptual_loss
 from training.losses.realism import RealismTerms, total
@@ -38,6 +38,7 @@ from training.model.channels import keep_first_group
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
 from training.research.calibrate import TIMESTEPS, calibrate, show, store, write_table
 from training.stages import osediff
+from training.stages.stage import main, save, validate
 
 logger = logging.getLogger(__name__)
 

@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline, TimeAwareAutoencoderMini, TimeConditionedUNetMini
 from training.data.data import Data, batched, mini_data, open_photos, open_source
 from training.engine.draws import Draws
-from training.engine.loop import Report, Run, Turn, fit
+from training.engine.loop import Report, Turn, fit
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import SHOWN, main, save
 from training.model.adapt import autoencoder_groups
 from training.model.dct_init import dct_init_
 from training.model.one_step import TIMESTEP, enlarge
+from training.stages.stage import SHOWN, main, save
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,16 @@ from torch import Tensor, nn
 
 from ctsr.tiling import networks
 from training.data.data import Data, mini_data, open_photos, open_source, restored_source, sd21_data
-from training.engine.loop import Run, Turn, fit
+from training.engine.loop import Turn, fit
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import main, save, validate
 from training.losses.perceptual import perceptual_loss
 from training.losses.realism import total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses
 from training.model import adapt as adapting
 from training.model.adapt import Adapt, adapt, finish
 from training.model.one_step import OneStep, open_pipeline
+from training.stages.stage import main, save, validate
 
 MINI_DISTANCES = Reconstruction(l1=1.0, l2=5.0, perceptual=0.0, features="none")
 

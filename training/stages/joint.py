@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from ctsr.families import blend
 from training.data.data import Data, mini_data, open_photos, open_source
 from training.engine.draws import Draws
-from training.engine.loop import Run, Turn, fit
+from training.engine.loop import Turn, fit
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import main, save, validate
 from training.losses import reconstruction
 from training.losses.adversarial import Adversarial
 from training.losses.path import path_loss
@@ -39,6 +39,7 @@ from training.model.adapt import Adapt, adapt, finish
 from training.model.one_step import OneStep, open_pipeline
 from training.stages import osediff
 from training.stages.fidelity import MINI_DISTANCES
+from training.stages.stage import main, save, validate
 from training.stages.stage2 import DIAL, with_bends
 
 

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline
 from ctsr.convert.prompts import encode_prompts
 from training.data.data import Data, mini_data, open_photos, open_source, sd21_data
-from training.engine.loop import Run, Turn, fit
+from training.engine.loop import Turn, fit
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import main, save, validate
 from training.losses import reconstruction
 from training.losses.adversarial import Adversarial
 from training.losses.perceptual import perceptual_loss
@@ -33,6 +33,7 @@ from training.model import adapt as adapting
 from training.model.adapt import Adapt, adapt, finish
 from training.model.base import NEGATIVE_PROMPT
 from training.model.one_step import OneStep, open_pipeline
+from training.stages.stage import main, save, validate
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from ctsr import CTSRPipeline
 from ctsr.families import blend
 from training.data.data import mini_data, open_photos, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Run, Turn, fit
+from training.engine.loop import Turn, fit
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import main, save, validate
 from training.losses import reconstruction
 from training.losses.dual_teacher import clean_consistency, directed, literal_agreement, literal_consistency, noised
 from training.losses.perceptual import perceptual_loss
@@ -42,6 +42,7 @@ from training.model import adapt as adapting
 from training.model.adapt import Group, adapt, finish
 from training.model.one_step import OneStep, open_pipeline
 from training.stages import osediff
+from training.stages.stage import main, save, validate
 from training.stages.teachers import (
     Faithful,
     StageRecipe,

@@ -23,9 +23,9 @@ from ctsr import CTSRPipeline
 from ctsr.families import Endpoints, blend
 from training.data.data import mini_data, open_photos, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Run, Turn, fit
+from training.engine.loop import Turn, fit
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import main, save, validate
 from training.losses.path import faithful_loss, path_loss, way_loss, weigh_gradient
 from training.losses.realism import Realism, RealismTerms, total
 from training.losses.scores import RegulariserLora
@@ -34,6 +34,7 @@ from training.model.adapt import Adapt, Group, adapt, finish
 from training.model.channels import widen_conv_out
 from training.model.one_step import OneStep, enlarge, open_pipeline
 from training.stages import osediff
+from training.stages.stage import main, save, validate
 from training.stages.teachers import Faithful, StageRecipe, faithful_source, frozen, open_faithful, plain_vae
 
 GROUPS = 3  # o, delta, kappa

@@ -15,7 +15,7 @@ from ctsr.families import blend
 from ctsr.tiling import networks
 from training.data.data import Data, open_source, restored_source
 from training.data.photos import Photos
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import Sample, Source
 from training.model import adapt as adapting
 from training.model.adapt import Adapt, recompute, to_base_dtype

@@ -11,7 +11,7 @@ from training.data.data import Data, batched, mini_data, open_photos, open_sourc
 from training.data.pairs import Pairs, make_pair
 from training.data.photos import load_photos
 from training.data.shards import write
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import Sample
 
 

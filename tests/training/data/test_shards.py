@@ -13,7 +13,7 @@ from PIL import Image
 from training.data.pairs import Pairs
 from training.data.photos import is_held_back
 from training.data.shards import POSITIONS, ShardPairs, ShardSource, resume_shard, write
-from training.engine.loop import Run
+from training.engine.run import Run
 
 PAIRS = Pairs(crop=16, softness=0)
 COUNT = 11

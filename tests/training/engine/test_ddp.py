@@ -19,7 +19,7 @@ from ctsr import CTSRPipeline
 from training.data.data import Data
 from training.data.pairs import Pairs
 from training.data.shards import write
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.losses.realism import Realism
 from training.losses.scores import Scores
 from training.losses.vsd import VSD

@@ -11,7 +11,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from training.engine.loop import Report, Run, State, Turn, fit, kept, rate
+from training.engine.loop import Report, State, Turn, fit, kept, rate
+from training.engine.run import Run
 from training.engine.sources import ByNumber, Sample
 
 SOURCE = ByNumber(lambda index: {"x": torch.randn(3, generator=torch.Generator().manual_seed(index))})

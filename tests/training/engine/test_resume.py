@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from training.data.data import Data
 from training.data.pairs import Pairs
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.realism import Realism
 from training.losses.vsd import VSD

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import ByNumber, Numbers, Sample
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ctsr import CTSRPipeline
 from training.data.data import Data
 from training.data.pairs import Pairs
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.model.lora import unet_targets
 from training.model.one_step import OneStep
 from training.research import oftsr

@@ -11,7 +11,7 @@ from ctsr import CTSRPipeline
 from training.data.data import Data
 from training.data.pairs import Pairs
 from training.engine.draws import Draws
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.scores import open_scores
 from training.losses.vsd import add_noise

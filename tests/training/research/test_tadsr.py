@@ -15,7 +15,7 @@ from ctsr import CTSRPipeline
 from training.data.data import Data
 from training.data.pairs import Pairs
 from training.engine.draws import Draws
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.losses.realism import RealismTerms
 from training.losses.reconstruction import Reconstruction, gaussian_blur
 from training.losses.scores import open_scores

@@ -12,7 +12,7 @@ from ctsr import CTSRPipeline, TimeAwareAutoencoderMini
 from training.data.data import Data
 from training.data.pairs import Pairs
 from training.engine.draws import Draws
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import Sample
 from training.model.dct_init import dct_init_
 from training.model.one_step import enlarge

@@ -12,7 +12,7 @@ from PIL import Image
 from ctsr import CTSRPipeline
 from training.data.data import Data
 from training.data.pairs import Pairs
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import Sample
 from training.model.lora import unet_targets, vae_targets
 from training.model.one_step import OneStep, open_pipeline

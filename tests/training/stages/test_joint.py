@@ -10,7 +10,7 @@ import torch
 from ctsr import CTSRPipeline
 from training.data.data import Data
 from training.data.pairs import Pairs
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
 from training.losses.realism import Realism, RealismTerms

@@ -15,12 +15,12 @@ from ctsr import CTSRPipeline
 from training.data.data import open_photos
 from training.data.pairs import held_back_pairs
 from training.data.photos import load_photos
-from training.engine.loop import Run
+from training.engine.run import Run
 from training.engine.sources import Sample
-from training.engine.stage import luma, main, psnr_y, save, validate
 from training.model.one_step import OneStep, enlarge
 from training.research import prior
 from training.stages import autoencoder, fidelity, joint, osediff
+from training.stages.stage import luma, main, psnr_y, save, validate
 
 
 def test_luma_is_bt601() -> None:

@@ -1,0 +1,37 @@
+"""A run: its length, its place and its device."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long a stage runs and where it keeps its checkpoint."""
+
+    out: Path
+    steps: int
+    batch: int = 8  # of one process
+    accumulation: int = 1  # batches a step
+    precision: Literal["no", "bf16"] = "bf16"  # no fp16: the autoencoder of SD overflows in it
+    seed: int = 0
+    ema: float = 0.998
+    warm_up: int = 100
+    schedule: Literal["cosine", "constant"] = "cosine"
+    max_norm: float = 1.0
+    workers: int = 1
+    save_minutes: float = 5.0
+    validate_every: int = 500
+    log_every: int = 50
+
+
+def own_device() -> torch.device:
+    """Where this process trains, before there is an `Accelerator`.
+
+    `PartialState()` alone does not ask whether the CPU was wanted: each of several processes would think it is alone.
+    """
+    return cast(torch.device, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device)

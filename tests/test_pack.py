@@ -61,6 +61,16 @@ def test_loads_by_path_under_any_folder_name_and_imports_nothing_heavy(name, tmp
     }
 
 
+def test_import_from_the_folder_that_holds_a_checkout_named_ctsr_gives_the_library(tmp_path):
+    shutil.copytree(ROOT / "ctsr", tmp_path / "ctsr" / "ctsr", ignore=shutil.ignore_patterns("__pycache__", "weights"))
+    shutil.copy(ROOT / "__init__.py", tmp_path / "ctsr")
+    code = "import ctsr; from ctsr import blend; print(ctsr.__file__, blend.__module__, sep='\\n')"
+    command = [sys.executable, "-X", "utf8", "-c", code]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, encoding="utf-8")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines() == [str(tmp_path / "ctsr/ctsr/__init__.py"), "ctsr.families"]
+
+
 def test_the_folder_of_documents_exists_and_is_named_once():
     assert (ROOT / "web" / "docs").is_dir()
     assert "web" not in COMFY  # the host takes it from WEB_DIRECTORY

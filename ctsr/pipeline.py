@@ -25,7 +25,9 @@ from torch import Tensor
 from typing_extensions import Self, Unpack  # in typing from Python 3.11
 
 from . import families
-from .checkpoints import hub
+from .checkpoints import hub, own
+from .checkpoints.formats import refusal
+from .checkpoints.inspect import look
 from .errors import CheckpointError
 from .families import Dial, Endpoints, Family, Parameterization, get_family
 from .images.color_fix import ColorFix, apply_color_fix, check_color_fix
@@ -162,9 +164,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             torch_dtype: "auto" is bf16 where the device has it in hardware, else fp32.
             device: where it runs.
         """
-        from .load import MINI_WEIGHTS
-
-        return cls.from_single_file(MINI_WEIGHTS, torch_dtype=torch_dtype, device=device)
+        return cls.from_single_file(own.MINI_WEIGHTS, torch_dtype=torch_dtype, device=device)
 
     @classmethod
     def from_single_file(
@@ -178,15 +178,11 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         Raises:
             CheckpointError: the file is missing, truncated, or not one of ours; the message says what to do.
         """
-        from .load import load_single_file
-
-        return load_single_file(cls, Path(path), torch_dtype, torch.device(device))
+        return own.load_single_file(cls, Path(path), torch_dtype, torch.device(device))
 
     def save_single_file(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
         """Writes everything into one safetensors file, in `dtype`, by a temporary name and a rename."""
-        from .load import save_single_file
-
-        save_single_file(self, Path(path), dtype)
+        own.save_single_file(self, Path(path), dtype)
 
     @classmethod
     def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
@@ -223,13 +219,10 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             CheckpointError: nothing loadable there; the message says what to do.
             ValueError: an argument that does not fit, or a device_map that spreads the networks.
         """
-        from .checkpoints.inspect import look
-        from .load import COMPONENTS, SETTINGS, load_folder, move, refusal
-
-        if unknown := set(given) - {*COMPONENTS, *SETTINGS}:
+        if unknown := set(given) - {*own.COMPONENTS, *own.SETTINGS}:
             raise ValueError(f"from_pretrained takes no {sorted(unknown)[0]}: leave it out, or see its docstring.")
         device = hub.one_device(device_map)
-        dtypes = {name: hub.dtype_of(name, dtype, torch_dtype, device) for name in COMPONENTS}
+        dtypes = {name: hub.dtype_of(name, dtype, torch_dtype, device) for name in own.COMPONENTS}
         folder = Path(pretrained_model_name_or_path)
         if not folder.exists():
             place: hub.HubOptions = {
@@ -244,11 +237,11 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         contents = look(folder)
         if not contents.is_ours:
             raise refusal(contents)
-        hub.check_weights(folder, set(COMPONENTS) - set(given), variant, use_safetensors)
-        pipeline = load_folder(cls, folder, variant, use_safetensors, given)
-        for name in set(COMPONENTS) - set(given):
+        hub.check_weights(folder, set(own.COMPONENTS) - set(given), variant, use_safetensors)
+        pipeline = own.load_folder(cls, folder, variant, use_safetensors, given)
+        for name in set(own.COMPONENTS) - set(given):
             if (component := getattr(pipeline, name)) is not None:
-                move(component, device, dtypes[name])
+                own.move(component, device, dtypes[name])
         cast(Any, pipeline).register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
         return pipeline
 
@@ -268,9 +261,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         Raises:
             CheckpointError: no such pipeline, or the hub cannot be reached.
         """
-        from .load import COMPONENTS
-
-        return str(hub.fetch(pretrained_model_name, COMPONENTS, variant, use_safetensors, options))
+        return str(hub.fetch(pretrained_model_name, own.COMPONENTS, variant, use_safetensors, options))
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # hands all on
         self, save_directory: str | Path, **options: Any

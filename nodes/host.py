@@ -160,7 +160,8 @@ def open_model(checkpoint: str, precision: str, attention: str) -> HostModel:
         ValueError: an unknown checkpoint, precision or attention, or one that cannot be had here.
         CheckpointError: the file is damaged, or no checkpoint of ours.
     """
-    from ..ctsr.load import MINI_WEIGHTS, load_pipeline, move
+    from ..ctsr.checkpoints.own import MINI_WEIGHTS, move
+    from ..ctsr.load import load_pipeline
     from ..ctsr.runtime.attention import use_attention
 
     check_choice("precision", precision, PRECISIONS)

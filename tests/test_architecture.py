@@ -86,6 +86,96 @@ def test_library_probes_no_device_at_import(path):
     assert not [ast.unparse(n) for n in at_import(tree) if isinstance(n, ast.Attribute) and n.attr in probes]
 
 
+# ----------------------------------------------------------------------------------------------------- rooms of ctsr
+
+ROOMS = {
+    "errors": "",
+    "families": "",
+    "precision": "",
+    "whole_file": "",
+    "models": "precision",
+    "checkpoints": "errors models precision whole_file",
+    "tiling": "errors families models",
+    "images": "errors tiling whole_file",
+    "runtime": "errors models tiling",
+    "pipeline": "checkpoints errors families images models precision runtime tiling",
+    "load": "checkpoints pipeline",
+    "convert": "checkpoints errors families load models pipeline",
+    "app": "checkpoints convert errors images load pipeline precision runtime tiling whole_file",
+    "__init__": "errors families models pipeline",
+    "__main__": "app",
+}
+"""What each room (a file or folder of ctsr) imports of the others: rooms above it in this table alone."""
+OPTIONAL = {
+    "cv2": "a heavy extra of the command line",
+    "diffusers.loaders.lora_pipeline": "needs transformers and peft, which are extras",
+    "diffusers.loaders.single_file_utils": "needs transformers, an extra",
+    "huggingface_hub": "folders on disk need none of it",
+    "peft": "an extra",
+    "peft.tuners.tuners_utils": "an extra",
+    "pyiqa": "an extra",
+    "transformers": "an extra",
+}
+"""What a function may import when it is called, and why not its file."""
+LAZY = {"app/cli.py": "`ctsr --help` starts without torch"}
+"""Files whose functions may import anything."""
+
+
+def neighbours(path: Path, tree: ast.AST) -> set[str]:
+    """The files of ctsr that a file of it imports in `tree`, as dotted names below ctsr."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = [*path.parent.relative_to(ROOT / "ctsr").parts]
+            base = [*base[: len(base) + 1 - node.level], *(node.module or "").split(".")]
+            base = [part for part in base if part]
+            for alias in node.names:
+                place = ROOT.joinpath("ctsr", *base, alias.name)
+                is_module = place.with_suffix(".py").is_file() or place.is_dir()
+                found.add(".".join([*base, alias.name] if is_module else base or ["__init__"]))
+    return found
+
+
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT / "ctsr").with_suffix("").parts)
+
+
+def test_the_table_of_rooms_only_goes_down():
+    names = list(ROOMS)
+    for index, (room, below) in enumerate(ROOMS.items()):
+        assert set(below.split()) <= set(names[:index]), room
+    assert set(names) == {dotted(path).split(".")[0] for path in LIBRARY}
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_in_tree)
+def test_rooms_import_what_the_table_says(path):
+    own = dotted(path).split(".")[0]
+    rooms = {name.split(".")[0] for name in neighbours(path, of_file(path))}
+    allowed = {own, *ROOMS[own].split(), *(["__init__"] if own == "app" else [])}  # the version
+    assert not rooms - allowed
+
+
+def test_no_files_import_each_other_in_a_circle():
+    graph = {dotted(path).removesuffix(".__init__"): neighbours(path, of_file(path)) for path in LIBRARY}
+    while leaves := {name for name, needs in graph.items() if not needs & graph.keys() - {name}}:
+        graph = {name: needs for name, needs in graph.items() if name not in leaves}
+    assert not graph
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=name_in_tree)
+def test_functions_import_optional_libraries_alone(path):
+    if path.relative_to(ROOT / "ctsr").as_posix() in LAZY:
+        return
+    functions = [node for node in ast.walk(of_file(path)) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    inside = {name for function in functions for name in imported(function)}
+    assert not {name for name in inside if name.startswith(".") or name not in OPTIONAL}
+
+
+def test_the_walk_resolves_relative_imports():
+    tree = ast.parse("from . import heap\nfrom .tiles import move\nfrom ..families import Dial\nfrom .. import x")
+    assert neighbours(ROOT / "ctsr/tiling/networks.py", tree) == {"tiling.heap", "tiling.tiles", "families", "__init__"}
+
+
 # ------------------------------------------------------------------------------------------------------------ nodes
 
 MANAGES_MEMORY = "host.py"
@@ -326,7 +416,7 @@ for module, names in wanted.items():
 import torch
 
 load_pipeline = sys.modules[name + ".ctsr.load"].load_pipeline
-picture = load_pipeline(sys.modules[name + ".ctsr.load"].MINI_WEIGHTS)(torch.rand(1, 3, 16, 16), output_type="pt")
+picture = load_pipeline("mini")(torch.rand(1, 3, 16, 16), output_type="pt")
 loaded = {key: module.__file__ for key, module in sys.modules.items() if key.startswith(name + ".ctsr")}
 print(json.dumps({
     "size": list(picture.images.shape),

@@ -500,8 +500,8 @@ def print_scores(scores: Scores, pictures: int) -> None:
 
 def model_rows(model: Model, precision: PrecisionName) -> Iterator[tuple[str, str]]:
     """What a model is and how it would run."""
+    from ..checkpoints.own import COMPONENTS
     from ..convert.convert import about_of
-    from ..load import COMPONENTS
 
     pipe = model.pipeline
     family = pipe.family

@@ -27,10 +27,9 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..errors import CheckpointError, CTSRError, ImageReadError
+from ..errors import CheckpointError, CTSRError, ImageReadError, first_line
 from ..images.files import Picture, read_picture, write_picture
 from ..images.tensors import as_pil, from_pil, resize
-from ..load import first_line
 from ..pipeline import Progress
 from ..whole_file import whole_file
 from .jobs import EXPECTED, Model, Options, check_picture, dial_name, one_line, readable_suffixes, sentence, turn_dial

@@ -19,11 +19,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .. import __version__
-from ..errors import CheckpointError, CTSRError
+from ..checkpoints.own import MINI_WEIGHTS
+from ..errors import CheckpointError, CTSRError, first_line
 from ..images.color_fix import ColorFix
 from ..images.files import Picture, output_suffix, read_picture, writable_suffixes, write_picture
 from ..images.tensors import MAX_SIDE, check_size, output_size, resize
-from ..load import MINI_WEIGHTS, first_line, load_pipeline
+from ..load import load_pipeline
 from ..pipeline import CTSRPipeline, Progress
 from ..runtime.offload import check_tile
 from ..tiling.tiles import is_out_of_memory, total_memory

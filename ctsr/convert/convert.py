@@ -11,17 +11,20 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from ..checkpoints import formats
+from ..checkpoints.formats import BASES, MODELS, PUBLISHED, Format, find, refusal, unknown
 from ..checkpoints.inspect import Contents, read
+from ..checkpoints.own import COMPONENTS
 from ..errors import CheckpointError
 from ..families import FAMILIES, Family
-from ..load import COMPONENTS, MODELS, load_pipeline, refusal, save_single_file
+from ..load import load_pipeline
 from ..models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from ..models.lora import add_pairs, check_pairs, fold_pairs, merge_lora
 from ..models.lora_variant import LoraVariant
 from ..models.prompt_embeddings import PromptEmbeddings
 from ..pipeline import CTSRPipeline
-from .formats import BASES, PUBLISHED, find, unknown
-from .published import ALPHA, Adapters, Published
+from . import stable_diffusion
+from .published import ALPHA, Adapters, Published, osediff_of, parsed, pisa_of, tadsr_of
 from .stable_diffusion import Base
 
 SUFFIX = ".safetensors"
@@ -30,6 +33,15 @@ BLOCK = 2**20
 ModelT = TypeVar("ModelT", bound=nn.Module)
 Tell = Callable[[str, str], None]
 """Called with a name and a value as soon as they are known."""
+PARSERS: Mapping[Format, Callable[[Mapping[str, Any]], Published]] = {
+    formats.OSEDIFF: osediff_of,
+    formats.TADSR: tadsr_of,
+    formats.PISA: pisa_of,
+}
+OPENERS: Mapping[Format, Callable[[Contents], Base]] = {
+    formats.SD_FOLDER: stable_diffusion.open_folder,
+    formats.SD_FILE: stable_diffusion.open_single_file,
+}
 
 
 @dataclass(frozen=True)
@@ -82,7 +94,7 @@ def convert(checkpoint: Path, base: Path | None, out: Path, options: Options, te
             tell(name, f"{sum(x.numel() for x in state.values()):,} parameters")
     for name, value in about_of(pipeline).items():
         tell(name, value)
-    save_single_file(pipeline, out, options.dtype)
+    pipeline.save_single_file(out, options.dtype)
     tell("written", f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
 
 
@@ -104,7 +116,7 @@ def convert_published(contents: Contents, base: Path | None, options: Options, t
 def open_published(contents: Contents) -> tuple[str, Published]:
     """What it is and what is in it; raises CheckpointError for anything but a method's own checkpoint."""
     if (form := find(contents, PUBLISHED)) is not None:
-        return form.what, form.load(contents)
+        return form.what, parsed(contents, PARSERS[form])
     if (other := find(contents, BASES)) is not None:
         raise CheckpointError(f"{contents.path} is {other.what}: {other.remedy}.")
     raise unknown(contents) if contents.kind == "pickle" else refusal(contents)
@@ -116,7 +128,7 @@ def open_base(checkpoint: Path, path: Path | None) -> Base:
         raise ValueError(f"{checkpoint} holds adapters alone: name a Stable Diffusion 2.1-base with --base.")
     contents = read(path)
     if (form := find(contents, BASES)) is not None:
-        return form.load(contents)
+        return OPENERS[form](contents)
     other = find(contents, PUBLISHED) or find(contents, MODELS)
     what = f"is {other.what}" if other else "is not Stable Diffusion 2.x"
     raise CheckpointError(f"{path} {what}: name a folder or file of Stable Diffusion 2.1-base with --base.")

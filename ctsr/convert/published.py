@@ -114,14 +114,6 @@ class Published:
         yield "trained", f"{self.trained:,} parameters"
 
 
-UNET_LISTS = frozenset(f"unet_lora_{part}_modules" for part in PARTS)
-OSEDIFF_KEYS = UNET_LISTS | {"vae_lora_encoder_modules", "rank_unet", "rank_vae", "state_dict_unet", "state_dict_vae"}
-TADSR_KEYS = OSEDIFF_KEYS | {"state_dict_vae_time"}
-PISA_KEYS = frozenset(
-    {f"{name}_{kind}" for name in (*UNET_LISTS, "lora_rank_unet") for kind in ("pix", "sem")} | {"state_dict_unet"}
-)
-
-
 def parsed(contents: Contents, parse: Callable[[Mapping[str, Any]], Published]) -> Published:
     """What `parse` makes of the entries; raises CheckpointError for those that do not belong together."""
     try:

@@ -18,6 +18,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import Tensor
 
+from ..checkpoints.formats import SD_TEXT, SD_UNET, SD_VAE
 from ..checkpoints.inspect import Contents
 from ..errors import CheckpointError, CTSRError, first_line
 from ..models.building import filled
@@ -26,9 +27,6 @@ from .prompts import encode_prompts
 ModelT = TypeVar("ModelT", AutoencoderKL, UNet2DConditionModel)
 Shapes = Mapping[str, tuple[int, ...]]
 
-UNET = "model.diffusion_model."
-VAE = "first_stage_model."
-TEXT = "cond_stage_model.model."
 HEAD_CHANNELS = 64
 """Of every attention head of SD 2.x, in the UNet and in the text encoder."""
 SCALING_FACTOR = 0.18215
@@ -53,11 +51,6 @@ class Base:
 
 
 # -------------------------------------------------------------------------------------------------------------- folder
-
-
-def is_folder(contents: Contents) -> bool:
-    """Whether it is a folder in diffusers' layout, and none of this library's."""
-    return contents.kind == "folder" and {"unet", "vae"} <= contents.keys and not contents.is_ours
 
 
 def open_folder(contents: Contents) -> Base:
@@ -103,12 +96,6 @@ def read(cls: type[ModelT], folder: Path) -> ModelT:
 # --------------------------------------------------------------------------------------------------------- single file
 
 
-def is_single_file(contents: Contents) -> bool:
-    """Whether it is a file of the original repository's names, with all three networks."""
-    parts = (UNET + "input_blocks.0.0.weight", VAE + "encoder.conv_in.weight", TEXT + "ln_final.weight")
-    return all(part in contents.keys for part in parts)
-
-
 def open_single_file(contents: Contents) -> Base:
     """Networks are read when they are asked for."""
 
@@ -130,16 +117,16 @@ def open_single_file(contents: Contents) -> Base:
 def load_unet(contents: Contents) -> UNet2DConditionModel:
     """The UNet of a single file, fp32."""
     convert = import_module("diffusers.loaders.single_file_utils").convert_ldm_unet_checkpoint
-    state = contents.tensors(UNET)
-    config = unet_config(shapes_of(state, UNET))
+    state = contents.tensors(SD_UNET)
+    config = unet_config(shapes_of(state, SD_UNET))
     return filled(UNet2DConditionModel, config, convert(state, config))
 
 
 def load_vae(contents: Contents) -> AutoencoderKL:
     """The autoencoder of a single file, fp32."""
     convert = import_module("diffusers.loaders.single_file_utils").convert_ldm_vae_checkpoint
-    state = contents.tensors(VAE)
-    config = vae_config(shapes_of(state, VAE))
+    state = contents.tensors(SD_VAE)
+    config = vae_config(shapes_of(state, SD_VAE))
     return filled(AutoencoderKL, config, convert(state, config))
 
 
@@ -209,8 +196,8 @@ def encode_plain(contents: Contents, prompt: str) -> Tensor:
         CheckpointError: a prompt with words.
     """
     convert = import_module("diffusers.loaders.single_file_utils").convert_open_clip_checkpoint
-    state = contents.tensors(TEXT)
-    shapes = shapes_of(state, TEXT)
+    state = contents.tensors(SD_TEXT)
+    shapes = shapes_of(state, SD_TEXT)
     (vocabulary, width), (length, _) = shapes["token_embedding.weight"], shapes["positional_embedding"]
     tokens = plain_tokens(contents.path, prompt, vocabulary, length)
     try:
@@ -229,7 +216,7 @@ def encode_plain(contents: Contents, prompt: str) -> Tensor:
     )
     encoder = transformers.CLIPTextModel(config)
     used = {key: x for key, x in state.items() if f".resblocks.{last}." not in key}
-    converted = cast("dict[str, Tensor]", convert(encoder, used, prefix=TEXT))
+    converted = cast("dict[str, Tensor]", convert(encoder, used, prefix=SD_TEXT))
     if not hasattr(encoder, "text_model"):  # from transformers 5.6
         converted = {key.removeprefix("text_model."): x for key, x in converted.items()}
     wrong = encoder.load_state_dict(converted, strict=False)

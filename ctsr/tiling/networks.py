@@ -15,8 +15,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from ..families import Timestep
-from ..runtime import heap
-from . import tiles
+from . import heap, tiles
 from .sd_vae import staged
 from .sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, on_devices, reach
 from .tiles import PIXELS_PER_CELL

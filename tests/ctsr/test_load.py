@@ -14,9 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ctsr import CheckpointError, CTSRPipeline, load
+from ctsr import CheckpointError, CTSRPipeline
+from ctsr.checkpoints import own
 from ctsr.checkpoints.inspect import look, read
-from ctsr.load import MINI_WEIGHTS, load_pipeline
+from ctsr.checkpoints.own import MINI_WEIGHTS
+from ctsr.load import load_pipeline
 from ctsr.models.lora import add_lora
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -155,12 +157,12 @@ def test_a_missing_part_of_a_folder_is_not_looked_for_on_a_hub(tiny_mini, tmp_pa
 
 def test_three_routes(tiny_mini, tiny_mini_file, tmp_path, monkeypatch):
     tiny_mini.save_pretrained(tmp_path)
-    monkeypatch.setattr(load, "MINI_WEIGHTS", tiny_mini_file)
+    monkeypatch.setattr(own, "MINI_WEIGHTS", tiny_mini_file)
     for model in ("mini", tiny_mini_file, str(tiny_mini_file), tmp_path, str(tmp_path)):
         loaded = load_pipeline(model, torch.float32)
         assert torch.equal(result(loaded), result(tiny_mini))
     automatic = load_pipeline(tmp_path)
-    assert automatic.unet.dtype == automatic.vae.dtype == load.choose_dtype("auto", torch.device("cpu"))
+    assert automatic.unet.dtype == automatic.vae.dtype == own.choose_dtype("auto", torch.device("cpu"))
 
 
 @pytest.mark.skipif(not MINI_WEIGHTS.is_file(), reason="ctsr-mini is not trained yet")

@@ -20,9 +20,9 @@ from typer.testing import CliRunner, Result
 
 from ctsr import CheckpointError, CTSRPipeline, PromptEmbeddings
 from ctsr.app.cli import app
+from ctsr.checkpoints.formats import PUBLISHED, find
 from ctsr.checkpoints.inspect import read
-from ctsr.convert.convert import Options, convert
-from ctsr.convert.formats import BASES, PUBLISHED, find
+from ctsr.convert.convert import Options, convert, open_base
 from ctsr.convert.prompts import encode_prompts
 from ctsr.families import Endpoints
 from ctsr.load import load_pipeline
@@ -215,7 +215,7 @@ def base_file(sd21: Networks, text_folder: Path, tmp_path_factory: pytest.TempPa
 
 
 def test_a_single_file_is_the_same_base(base_file, text_folder, sd21):
-    base = find(read(base_file), BASES).load(read(base_file))
+    base = open_base(Path("checkpoint"), base_file)
     for loaded, own in zip((base.unet(), base.vae()), sd21, strict=True):
         state = loaded.state_dict()
         assert set(state) == set(own.state_dict())

@@ -19,12 +19,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ctsr import CheckpointError, CTSRPipeline
+from ctsr.checkpoints.formats import (
+    BASES,
+    MODELS,
+    OSEDIFF_KEYS,
+    PISA_KEYS,
+    PUBLISHED,
+    TADSR_KEYS,
+    find,
+    unknown,
+)
 from ctsr.checkpoints.inspect import Contents, look, read
 from ctsr.convert.convert import Options, assemble, open_published
-from ctsr.convert.formats import BASES, PUBLISHED, find, unknown
-from ctsr.convert.published import OSEDIFF_KEYS, PISA_KEYS, TADSR_KEYS, Published
+from ctsr.convert.published import Published
 from ctsr.convert.stable_diffusion import Base
-from ctsr.load import MODELS, load_pipeline
+from ctsr.load import load_pipeline
 from tests.checkpoints import WRITERS, osediff
 
 Networks = tuple[UNet2DConditionModel, AutoencoderKL]

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from ctsr import CTSRPipeline
-from ctsr.runtime import heap
-from ctsr.tiling import networks
+from ctsr.tiling import heap, networks
 from ctsr.tiling.tiles import TILE_LADDER
 
 CPU = torch.device("cpu")

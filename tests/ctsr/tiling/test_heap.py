@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ctsr.runtime import heap
+from ctsr.tiling import heap
 
 LEAVES_GAPS = """
 import importlib.util, psutil, sys

@@ -13,6 +13,10 @@ class ImageWriteError(CTSRError):
     """A picture cannot be written: unknown format, no room, no permission, or too large for the format."""
 
 
+class OutputFolderError(ImageWriteError):
+    """The folder of a picture is full, read-only, not allowed or gone: the next picture would fail there too."""
+
+
 class CheckpointError(CTSRError):
     """A weights file is missing, is damaged or is of no family this library knows."""
 

@@ -1,30 +1,62 @@
 """Files that are there whole or not at all."""
 
 import contextlib
+import errno
 import os
 import secrets
+import stat
 from collections.abc import Generator
 from pathlib import Path
+
+PROBE_BYTES = 2**16
+"""What a folder must have room for before work on a picture begins."""
+
+
+def partial_name(path: Path) -> Path:
+    """A name beside `path` that no other process uses, short however long that of `path` is."""
+    return path.parent / f".ctsr-{os.getpid()}-{secrets.token_hex(4)}.part"
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Generator[Path, None, None]:
     """An empty file in the same folder, which becomes `path` if all goes well and is gone if not.
 
-    It has the permissions of any new file here, whatever writes it: newer releases of safetensors write for the owner
-    alone.
+    What was written is on the disk before the rename, so that a crash leaves the old file or the new one. It has the
+    permissions of any new file here, whatever writes it: newer releases of safetensors write for the owner alone.
 
     Raises:
         OSError: the folder is missing or cannot be written to, or `path` cannot be replaced.
     """
-    partial = path.parent / f".ctsr-{os.getpid()}-{secrets.token_hex(4)}.part"  # short, however long the name
+    partial = partial_name(path)
     try:
         partial.touch(exist_ok=False)
         mode = partial.stat().st_mode
         yield partial
         if partial.stat().st_mode != mode:
             partial.chmod(mode)
+        with partial.open("r+b") as file:
+            os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
         with contextlib.suppress(OSError):  # gone after the rename; its folder may never have been there
             partial.unlink()
+
+
+def check_writable(path: Path) -> None:
+    """Write, flush and remove a small file in the folder of `path`, or in the nearest one above that exists.
+
+    Raises:
+        OSError: the folder is full, read-only or not allowed; `path` is a folder, or its name is too long.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(path.lstat().st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    probe = partial_name(folder / path.name)
+    try:
+        with probe.open("xb") as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        probe.unlink(missing_ok=True)

@@ -441,7 +441,8 @@ def sum_up(console: Console, outcomes: Sequence[Outcome], jobs: int) -> None:
     if jobs > 1:
         counts = [sum(outcome.state == state for outcome in outcomes) for state in ("done", "skipped", "failed")]
         hint = " (skipped: already there, --overwrite does them again)" if counts[1] else ""
-        say(console, f"{counts[0]} done, {counts[1]} skipped, {counts[2]} failed{hint}")
+        not_started = f", {jobs - len(outcomes)} not started" if len(outcomes) < jobs else ""
+        say(console, f"{counts[0]} done, {counts[1]} skipped, {counts[2]} failed{not_started}{hint}")
     for outcome in outcomes:
         if outcome.state == "failed":
             say(console, f"Error: {outcome.detail}")

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from .. import __version__
 from ..checkpoints.own import MINI_WEIGHTS
-from ..errors import CheckpointError, CTSRError, first_line
+from ..errors import CheckpointError, CTSRError, OutputFolderError, first_line
 from ..images.color_fix import ColorFix
-from ..images.files import Picture, output_suffix, read_picture, writable_suffixes, write_picture
+from ..images.files import Picture, check_target, output_suffix, read_picture, writable_suffixes, write_picture
 from ..images.tensors import MAX_SIDE, check_size, output_size, resize
 from ..load import load_pipeline
 from ..pipeline import CTSRPipeline, Progress
@@ -298,7 +298,7 @@ def key(path: Path) -> str:
 
 
 def run(jobs: Iterable[Job], work: Callable[[Job], str], overwrite: bool) -> Iterator[Outcome]:
-    """Does the jobs one after the other.
+    """Does the jobs one after the other, up to the first whose folder takes no file.
 
     Args:
         jobs: see `plan`.
@@ -319,6 +319,8 @@ def run(jobs: Iterable[Job], work: Callable[[Job], str], overwrite: bool) -> Ite
         except EXPECTED as error:
             logger.debug("%s", job.source, exc_info=True)
             yield Outcome(job, "failed", sentence(error, job.source))
+            if isinstance(error, OutputFolderError):
+                return
         else:
             yield Outcome(job, "done", detail)
 
@@ -349,6 +351,7 @@ def check_picture(picture: Picture, target: Path, options: Options, device: torc
     height, width = options.output_size(picture)
     check_size(height, width)
     output_suffix(target, height, width)
+    check_target(target)
     check_room(height, width, device)
     return height, width
 

@@ -8,6 +8,7 @@ colour goes out through OpenCV (PNG), or as plain samples behind Pillow's TIFF d
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import json
@@ -29,8 +30,8 @@ from PIL import ExifTags, Image, ImageCms
 from PIL.PngImagePlugin import PngImageFile, PngInfo, putchunk
 from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
 
-from ..errors import ImageReadError, ImageWriteError
-from ..whole_file import whole_file
+from ..errors import ImageReadError, ImageWriteError, OutputFolderError
+from ..whole_file import check_writable, whole_file
 
 logger = logging.getLogger(__name__)
 _cms: Any = ImageCms  # half of its types are unknown to pyright
@@ -58,6 +59,16 @@ _DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 _ENCODE_ERRORS = (OSError, ValueError, RuntimeError, MemoryError, struct.error)
+_FOLDER_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOTDIR,
+    errno.ENOENT,
+    errno.EIO,
+}
 _PROFILE_ERRORS = (OSError, TypeError, ValueError, ImportError, ImageCms.PyCMSError)
 
 _STILLS_OF_SEVERAL_PARTS = ("MPO", "PSD")  # a depth map or a gain map, layers: the first part is the picture
@@ -448,7 +459,7 @@ def write_picture(
     settings: JSON in a text chunk named "ctsr", PNG only.
 
     The file appears whole under its name or not at all. Raises ImageWriteError if it cannot be written (see also
-    `output_suffix`), ValueError for tensors of other shapes.
+    `output_suffix`), OutputFolderError where no other could be either, ValueError for tensors of other shapes.
     """
     path = Path(path)
     _check_shapes(rgb, alpha)
@@ -459,13 +470,37 @@ def write_picture(
         alpha = None
     samples = _to_samples(rgb, alpha, like, form)
     profile = _writable_profile(like, samples.shape[2], form, path)
+    encoded = io.BytesIO()  # Pillow's encoders overlook that a full disk takes only a part of what they write
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(path) as partial, partial.open("w+b") as file:
-            _encode(file, samples, form, profile, _settings_chunk(settings))
+        _encode(encoded, samples, form, profile, _settings_chunk(settings))
     except _ENCODE_ERRORS as error:
         reason = error or type(error).__name__
-        raise ImageWriteError(f"{path} was not written ({reason}); check the folder and its free space.") from error
+        raise ImageWriteError(f"{path} was not written: {form.name} cannot hold it ({reason}).") from error
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(path) as partial:
+            partial.write_bytes(encoded.getbuffer())
+    except OSError as error:
+        raise _write_failure(path, error) from error
+
+
+def check_target(path: str | os.PathLike[str]) -> None:
+    """Find out before the work whether a file can be written at `path`; leaves nothing behind.
+
+    Raises OutputFolderError if its folder is full, read-only, not allowed or gone, ImageWriteError if the name cannot
+    be used.
+    """
+    try:
+        check_writable(Path(path))
+    except OSError as error:
+        raise _write_failure(Path(path), error) from error
+
+
+def _write_failure(path: Path, error: OSError) -> ImageWriteError:
+    """What a person is told of a file that could not be written."""
+    reason = error.strerror or str(error) or type(error).__name__
+    kind = OutputFolderError if error.errno in _FOLDER_ERRORS else ImageWriteError
+    return kind(f"{path} was not written ({reason}); check the folder, its permissions and its free space.")
 
 
 def _check_shapes(rgb: torch.Tensor, alpha: torch.Tensor | None) -> None:

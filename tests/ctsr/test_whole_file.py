@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ctsr.whole_file import whole_file
+from ctsr.whole_file import check_writable, whole_file
 
 
 def test_the_file_appears_when_all_is_written(tmp_path: Path) -> None:
@@ -47,3 +47,13 @@ def test_others_may_read_it_as_any_new_file(tmp_path: Path) -> None:
         partial.unlink()
         partial.touch(mode=0o600)
     assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_check_writable_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new/folder/a.txt")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_writable_refuses_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(IsADirectoryError):
+        check_writable(tmp_path)

@@ -257,7 +257,7 @@ def test_interrupt_leaves_no_half_file(tmp_path: Path, upscale: Upscale, monkeyp
     monkeypatch.setattr(Image.Image, "save", interrupted)
     result = upscale(tmp_path / "in", "-o", tmp_path / "out", "--scale", 1)
     assert result.exit_code == 130
-    assert result.stderr.splitlines()[0] == "1 done, 0 skipped, 0 failed"
+    assert result.stderr.splitlines()[0] == "1 done, 0 skipped, 0 failed, 1 not started"
     assert tree(tmp_path / "out") == ["a.png"]
 
 

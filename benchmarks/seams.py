@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctsr.app.evaluate import luma
-from ctsr.app.jobs import readable_suffixes
+from ctsr.app.plan import readable_suffixes
 
 CELL = 8
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, cast
 
 import numpy as np
-import safetensors.torch  # noqa: F401  # pyright: ignore[reportUnusedImport]  # diffusers before 0.33 needs it loaded
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.modeling_utils import ModelMixin
@@ -45,9 +44,6 @@ from .images.tensors import (
     pad,
     resize,
 )
-
-# diffusers finds the classes of a saved pipeline only in modules that are loaded.
-from .models import autoencoder_mini, unet_mini  # noqa: F401  # pyright: ignore[reportUnusedImport]
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from .models.lora import lora_layers
 from .models.lora_variant import LoraVariant

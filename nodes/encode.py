@@ -82,8 +82,8 @@ def target_size(rgb: Tensor, scale: float, width: int, height: int) -> tuple[int
     Raises:
         ValueError: an empty or absurd size, or one that does not fit into memory.
     """
-    from ..ctsr.app.jobs import check_room
     from ..ctsr.images.tensors import check_size, output_size
+    from ..ctsr.runtime.memory import check_room
 
     check_number("scale", scale, SMALLEST_SCALE, LARGEST_SCALE)
     h, w = rgb.shape[-2:]

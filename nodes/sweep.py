@@ -74,7 +74,7 @@ class CTSRSweep(io.ComfyNode):
 
 def strip(images: list[torch.Tensor], dials: list[float]) -> torch.Tensor:
     """The middles of pictures [1, H, W, 3 or 4] side by side with labels, IMAGE [1, h, w, 3]."""
-    from ..ctsr.app.jobs import dial_name, panel, panel_side
+    from ..ctsr.images.strip import dial_name, panel, panel_side
 
     side = panel_side(len(images))
     panels: list[torch.Tensor] = []

@@ -438,7 +438,7 @@ def wanted_of_the_library() -> dict[str, list[str]]:
 
 def test_what_the_nodes_use_needs_no_more_than_a_host_and_its_requirements():
     wanted = wanted_of_the_library()
-    assert {"ctsr.app.jobs", "ctsr.load", "ctsr.pipeline", "ctsr.tiling.networks"} <= wanted.keys()
+    assert {"ctsr.images.strip", "ctsr.load", "ctsr.pipeline", "ctsr.tiling.networks"} <= wanted.keys()
     command = [sys.executable, "-c", NODE_PATH, ",".join(LACKING), str(ROOT), json.dumps(wanted)]
     result = subprocess.run(command, cwd=ROOT / "tests", capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -446,7 +446,8 @@ def test_what_the_nodes_use_needs_no_more_than_a_host_and_its_requirements():
     assert seen["size"] == [1, 3, 64, 64]
     assert seen["hidden"] == []
     files = [Path(file) for file in seen["files"]]
-    assert ROOT / "ctsr/app/jobs.py" in files
+    assert ROOT / "ctsr/images/strip.py" in files
+    assert not [file for file in files if ROOT / "ctsr/app" in file.parents], "the command line is no library"
     names = {name.split(".")[0] for file in files for name in imported_at_import(of_file(file)) if name[0] != "."}
     outside = names - sys.stdlib_module_names - BROUGHT_BY_A_HOST
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()

@@ -7,32 +7,27 @@ modules that need torch are imported inside the commands, so that `--help` need 
 
 from __future__ import annotations
 
-import logging
-import sys
-import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from ..errors import CTSRError
+from .console import Bar, errors_as_sentences, print_scores, say, sum_up
 
 if TYPE_CHECKING:
     import torch
 
     from ..images.color_fix import ColorFix
-    from ..pipeline import CTSRPipeline
     from ..precision import Precision
-    from ..tiling.networks import Network
-    from .evaluate import Pair, Scores, Task
-    from .jobs import Job, Model, Options, Outcome
+    from .evaluate import Pair, Task
+    from .lazy_pipeline import LazyPipeline
+    from .options import Options
+    from .plan import Job
 
 app = typer.Typer(
     name="ctsr",
@@ -45,8 +40,6 @@ app = typer.Typer(
 )
 
 DEFAULT_SCALE = 4.0
-STAGES = {"encode": (0.0, 0.25), "unet": (0.25, 0.35), "decode": (0.6, 0.4)}
-"""Start and share of each step in the work on one picture, for the progress bar."""
 
 
 class PrecisionName(str, Enum):
@@ -149,12 +142,13 @@ def upscale_command(
     """
     console = Console(stderr=True)
     with errors_as_sentences(console):
-        from . import jobs as batch
+        from .plan import plan
+        from .upscale import upscale
 
         options = make_options(t, scale, size, tile, color_fix)
         loaded = make_model(model, precision, device)
-        jobs = batch.plan(inputs, output)
-        code = run_jobs(console, jobs, overwrite, lambda job, on_tile: batch.upscale(job, loaded, options, on_tile))
+        jobs = plan(inputs, output)
+        code = run_jobs(console, jobs, overwrite, lambda job, on_tile: upscale(job, loaded, options, on_tile))
     raise typer.Exit(code)
 
 
@@ -178,19 +172,17 @@ def sweep_command(
     """
     console = Console(stderr=True)
     with errors_as_sentences(console):
-        from . import jobs as batch
+        from .options import parse_dials
+        from .plan import Job
+        from .upscale import sweep
 
-        dials = batch.parse_dials(t)
+        dials = parse_dials(t)
         options = make_options(dials[0], scale, size, tile, color_fix)
         loaded = make_model(model, precision, device)
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file: name a folder with -o.")
-        code = run_jobs(
-            console,
-            [batch.Job(picture, output)],
-            True,
-            lambda job, on_tile: batch.sweep(job, loaded, options, dials, on_tile),
-        )
+        jobs = [Job(picture, output)]
+        code = run_jobs(console, jobs, True, lambda job, on_tile: sweep(job, loaded, options, dials, on_tile))
     raise typer.Exit(code)
 
 
@@ -218,7 +210,7 @@ def evaluate_command(
     """
     console = Console(stderr=True)
     with errors_as_sentences(console):
-        from . import jobs as batch
+        from .options import parse_dials
 
         try:
             from . import evaluate
@@ -228,7 +220,7 @@ def evaluate_command(
 
         options = make_options(0, None, None, tile, color_fix)
         loaded, others = make_model(model, precision, device), sr or []
-        dials = sorted(batch.parse_dials(t))
+        dials = sorted(parse_dials(t))
         task = evaluate.Task(loaded, options, dials, evaluate.name_folders(others), output)
         evaluate.check_out(task, [lr, hr, *others])
         pairs = evaluate.find_pairs(lr, hr, others)
@@ -281,12 +273,13 @@ def info_command(
     """Show what a model is, how it would run here, and the memory and tiles that a picture would take."""
     console = Console(stderr=True)
     with errors_as_sentences(console):
-        from . import jobs as batch
+        from .info import memory_rows, model_rows
+        from .options import Options, parse_size
 
-        options = batch.Options(scale=scale, tile=tile)
-        width, height = batch.parse_size(size)
+        options = Options(scale=scale, tile=tile)
+        width, height = parse_size(size)
         loaded = make_model(model, precision, device)
-        rows = [*model_rows(loaded, precision), *memory_rows(loaded, options, (height, width))]
+        rows = [*model_rows(loaded, precision.value), *memory_rows(loaded, options, (height, width))]
         indent = max(len(name) for name, _ in rows) + 2
         for name, value in rows:
             typer.echo(f"{name:<{indent}}{value}")
@@ -297,26 +290,26 @@ def info_command(
 
 def make_options(t: float, scale: float | None, size: str | None, tile: int, color_fix: ColorFixName | None) -> Options:
     """The options of a run; raises ValueError for those that cannot be."""
-    from . import jobs as batch
+    from .options import Options, parse_size
 
     if scale is not None and size is not None:
         raise ValueError("--scale and --size exclude each other: give one of them.")
-    return batch.Options(
+    return Options(
         t=t,
         scale=DEFAULT_SCALE if scale is None else scale,
-        size=None if size is None else batch.parse_size(size),
+        size=None if size is None else parse_size(size),
         tile=tile,
         color_fix=None if color_fix is None else color_fix.value,
     )
 
 
-def make_model(name: str, precision: PrecisionName, device: DeviceName) -> Model:
+def make_model(name: str, precision: PrecisionName, device: DeviceName) -> LazyPipeline:
     """A model that is loaded at its first use; raises for one that is not there, and for what the device cannot do."""
     from ..precision import choose_dtype
-    from .jobs import Model
+    from .lazy_pipeline import LazyPipeline
 
     where = choose_device(device)
-    return Model(name, choose_dtype(precision.value, where), where)
+    return LazyPipeline(name, choose_dtype(precision.value, where), where)
 
 
 def choose_device(device: DeviceName) -> torch.device:
@@ -331,87 +324,14 @@ def choose_device(device: DeviceName) -> torch.device:
     return torch.device("cuda" if has_cuda else "cpu")
 
 
-# ------------------------------------------------------------------------------------------------------------ saying
-
-
-def say(console: Console, text: str) -> None:
-    """One line, as it is."""
-    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
-
-
-class ShortLines(logging.Handler):
-    """Shows the library's warnings as one line each."""
-
-    def __init__(self, console: Console):
-        super().__init__(logging.WARNING)
-        self.console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """As `logging.Handler.emit`."""
-        say(self.console, f"{record.levelname.capitalize()}: {' '.join(record.getMessage().split())}")
-
-
-@contextmanager
-def errors_as_sentences(console: Console) -> Generator[None, None, None]:
-    """Shows expected errors as one sentence and warnings as one line; exit code 2, or 130 after Ctrl-C."""
-    logger, handler = logging.getLogger(str(__package__).rpartition(".")[0]), ShortLines(console)
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings():
-            if not sys.warnoptions:
-                warnings.simplefilter("ignore")  # torch's remarks to programmers
-            yield
-    except KeyboardInterrupt:
-        say(console, "Interrupted.")
-        raise typer.Exit(130) from None
-    except BrokenPipeError:  # `ctsr info | head`
-        raise
-    except (CTSRError, ValueError, OSError) as error:
-        say(console, f"Error: {' '.join(str(error).split())}")
-        raise typer.Exit(2) from None
-    finally:
-        logger.removeHandler(handler)
-
-
 # -------------------------------------------------------------------------------------------------------------- runs
-
-
-class Bar:
-    """A progress bar over the files and one over the steps and tiles of the present one; a pipeline's callback."""
-
-    def __init__(self, console: Console, files: int):
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
-        self.files: TaskID | None = self.progress.add_task("pictures", total=files) if files > 1 else None
-        self.picture = self.progress.add_task("", total=100)
-
-    def start(self, name: str) -> None:
-        """A picture begins."""
-        self.progress.reset(self.picture, description=name[-40:])
-
-    def finish(self) -> None:
-        """A picture is done, skipped or given up."""
-        if self.files is not None:
-            self.progress.advance(self.files)
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """See `pipeline.Progress`."""
-        start, share = STAGES[stage]
-        self.progress.update(self.picture, completed=round(100 * (start + share * done / total)))
 
 
 def run_jobs(console: Console, jobs: Sequence[Job], overwrite: bool, work: Callable[[Job, Bar], str]) -> int:
     """Runs jobs with a progress bar, then sums up; 1 when one failed, 130 after Ctrl-C, else 0."""
-    from . import jobs as batch
+    from .run import Outcome, run
 
-    bar, outcomes, interrupted = Bar(console, len(jobs)), list[batch.Outcome](), False
+    bar, outcomes, interrupted = Bar(console, len(jobs)), list[Outcome](), False
 
     def one(job: Job) -> str:
         bar.start(job.source.name)
@@ -419,7 +339,7 @@ def run_jobs(console: Console, jobs: Sequence[Job], overwrite: bool, work: Calla
 
     try:
         with nullcontext() if bar.progress.disable else bar.progress:  # rich 13 ends a disabled one with a line
-            for outcome in batch.run(jobs, one, overwrite):
+            for outcome in run(jobs, one, overwrite):
                 outcomes.append(outcome)
                 bar.finish()
     except KeyboardInterrupt:
@@ -429,26 +349,6 @@ def run_jobs(console: Console, jobs: Sequence[Job], overwrite: bool, work: Calla
         say(console, "Interrupted. Start it again to go on: what is done will be skipped.")
         return 130
     return int(any(outcome.state == "failed" for outcome in outcomes))
-
-
-def sum_up(console: Console, outcomes: Sequence[Outcome], jobs: int) -> None:
-    """The result of a single picture, or the numbers of all; then the sentence of each that failed."""
-    for outcome in outcomes if jobs == 1 else ():
-        if outcome.state == "done":
-            say(console, f"{outcome.job.target}: {outcome.detail}")
-        elif outcome.state == "skipped":
-            say(console, f"{outcome.job.target} is already there: skipped (--overwrite does it again).")
-    if jobs > 1:
-        counts = [sum(outcome.state == state for outcome in outcomes) for state in ("done", "skipped", "failed")]
-        hint = " (skipped: already there, --overwrite does them again)" if counts[1] else ""
-        not_started = f", {jobs - len(outcomes)} not started" if len(outcomes) < jobs else ""
-        say(console, f"{counts[0]} done, {counts[1]} skipped, {counts[2]} failed{not_started}{hint}")
-    for outcome in outcomes:
-        if outcome.state == "failed":
-            say(console, f"Error: {outcome.detail}")
-
-
-# ------------------------------------------------------------------------------------------------------------ scores
 
 
 def run_evaluation(console: Console, pairs: Sequence[Pair], task: Task) -> None:
@@ -479,116 +379,3 @@ def run_evaluation(console: Console, pairs: Sequence[Pair], task: Task) -> None:
     files = evaluate.write_scores(scores, task.out)
     print_scores(scores, len(pairs))
     say(console, f"Written: {', '.join(map(str, files))}")
-
-
-def print_scores(scores: Scores, pictures: int) -> None:
-    """The means as a table on stdout, as wide as it must be where that is not a terminal."""
-    table = Table(title=f"Means over {pictures} picture{'s' * (pictures > 1)}", caption_justify="left")
-    table.add_column("method")
-    table.add_column("t")
-    for name in scores.metrics:
-        table.add_column(name, justify="right")
-    for method, values in scores.means.items():
-        t = "" if method.t is None else f"{method.t:g}"
-        table.add_row(Text(method.name), t, *(f"{value:.4f}" for value in values.values()))
-    lower = [name for name, is_lower in scores.metrics.items() if is_lower]
-    table.caption = f"Lower is better: {', '.join(lower)}" if lower else None
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
-# -------------------------------------------------------------------------------------------------------------- info
-
-
-def model_rows(model: Model, precision: PrecisionName) -> Iterator[tuple[str, str]]:
-    """What a model is and how it would run."""
-    from ..checkpoints.own import COMPONENTS
-    from ..convert.convert import about_of
-
-    pipe = model.pipeline
-    family = pipe.family
-    yield "model", model.name
-    files = [model.path] if model.path.is_file() else sorted(model.path.rglob("*.safetensors"))
-    yield "weights", f"{model.path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
-    dial = "a dial" if family.has_dial else "no dial: t changes nothing"
-    yield "family", f"{family.name} ({family.passes} UNet pass{'es' * (family.passes > 1)}, {dial})"
-    yield "parameterization", family.parameterization
-    yield "encoder timesteps", ", ".join("none" if step is None else str(step) for step in family.encoder_timesteps)
-    yield "colour fix", str(pipe.config["color_fix"])
-    yield from about_of(pipe).items()
-    for name in COMPONENTS:
-        if (component := getattr(pipe, name)) is not None:
-            count = sum(parameter.numel() for parameter in component.parameters())
-            yield name, f"{type(component).__name__}, {count / 1e6:.3f} M parameters"
-    yield "device", device_name(model.device)
-    yield "precision", precision_reason(model, precision)
-    yield "attention", attention(pipe)
-
-
-def device_name(device: torch.device) -> str:
-    """The device and what it has."""
-    import torch
-
-    from ..tiling.tiles import total_memory
-
-    memory = f"{total_memory(device) / 2**30:.1f} GiB"
-    if device.type == "cuda":
-        return f"cuda ({torch.cuda.get_device_name(device)}, {memory})"
-    return f"cpu ({torch.get_num_threads()} threads, {memory})"
-
-
-def precision_reason(model: Model, precision: PrecisionName) -> str:
-    """The precision taken and why."""
-    import torch
-
-    taken = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[model.dtype]
-    if precision is not PrecisionName.auto:
-        return f"{taken} (as asked)"
-    processor = "this GPU" if model.device.type == "cuda" else "this processor"
-    return f"{taken} (auto: {processor} has {'' if taken == 'bf16' else 'no '}bf16 in hardware)"
-
-
-def attention(pipe: CTSRPipeline) -> str:
-    """What computes attention in the loaded networks: none, xformers, sdpa or plain torch."""
-    processors = {
-        type(processor).__name__
-        for network in (pipe.vae, pipe.unet)
-        for module in network.modules()
-        if (processor := getattr(module, "processor", None)) is not None
-    }
-    if not processors:
-        return "none (these networks have no attention)"
-    kinds = {"xformers" if "XFormers" in x else "sdpa" if "2_0" in x else "plain" for x in processors}
-    return ", ".join(sorted(kinds))
-
-
-def memory_rows(model: Model, options: Options, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
-    """Predicted memory and tiles for a picture of height and width `size`."""
-    import torch
-
-    from ..images.tensors import check_size, output_size
-    from ..tiling import networks
-    from ..tiling.tiles import PIXELS_PER_CELL
-    from .jobs import BUFFER_BYTES
-
-    pipe = model.pipeline
-    height, width = output_size(torch.empty(1, 3, *size, device="meta"), options.scale, None, None)
-    check_size(height, width)
-    cells = tuple(-(-side // pipe.pad_multiple) * pipe.pad_multiple // PIXELS_PER_CELL for side in (height, width))
-    yield "input", f"{size[1]}x{size[0]}"
-    yield "output", f"{width}x{height}"
-    for stage, network in (
-        ("encode", networks.encoder(pipe.vae, pipe.family.encoder_timesteps[0])),
-        ("unet", networks.unet(pipe.unet, pipe.family.timesteps[0], None)),
-        ("decode", networks.decoder(pipe.vae)),
-    ):
-        yield f"{stage} memory", stage_memory(network, cells[0], cells[1], options.tile, model.device)
-    yield "picture buffers", f"{height * width * BUFFER_BYTES / 2**20:.0f} MiB at the peak, whatever the tiles"
-
-
-def stage_memory(network: Network, height: int, width: int, tile: int, device: torch.device) -> str:
-    """Predicted working memory of a network over height x width latents, and its tiles."""
-    from ..tiling import networks
-
-    side, memory = networks.choose_tile(network, height, width, tile, device), networks.work_memory(device)
-    need = networks.predicted_memory(network, height, width, side, memory, device)
-    return f"{need / 2**20:.0f} MiB, {networks.describe_tiles(network, height, width, side, memory)}"

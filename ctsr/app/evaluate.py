@@ -29,10 +29,15 @@ from PIL import Image
 
 from ..errors import CheckpointError, CTSRError, ImageReadError, first_line
 from ..images.files import Picture, read_picture, write_picture
+from ..images.strip import dial_name
 from ..images.tensors import as_pil, from_pil, resize
 from ..pipeline import Progress
 from ..whole_file import whole_file
-from .jobs import EXPECTED, Model, Options, check_picture, dial_name, one_line, readable_suffixes, sentence, turn_dial
+from .lazy_pipeline import LazyPipeline
+from .options import Options
+from .plan import readable_suffixes
+from .run import EXPECTED, one_line, sentence
+from .upscale import check_picture, turn_dial
 
 logger = logging.getLogger(__name__)
 _color: Any = skimage.color  # half of their types are unknown to pyright
@@ -89,7 +94,7 @@ class Task:
         out: the folder for the pictures, t_<t>/<stem>.png.
     """
 
-    model: Model
+    model: LazyPipeline
     options: Options
     dials: Sequence[float]
     others: Sequence[str]

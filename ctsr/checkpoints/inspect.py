@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 import safetensors
-import safetensors.torch  # pyright: ignore[reportUnusedImport]  # used through `library`
+import safetensors.torch  # pyright: ignore[reportUnusedImport]  # used through `library`, and by diffusers < 0.33
 import torch
 from torch import Tensor
 

@@ -45,6 +45,7 @@ CLASSES: Mapping[str, type[ModelMixin]] = {
         UNet2DConditionModel,
     )
 }
+"""Imported here, also because diffusers finds the classes of a saved pipeline only in modules that are loaded."""
 COMPONENTS = ("vae", "unet", "unet_variant", "prompt_embeddings")
 SETTINGS = ("family", "parameterization", "encoder_timesteps", "color_fix", "about")
 CPU = torch.device("cpu")

@@ -17,9 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ctsr import CTSRPipeline, __version__
-from ctsr.app import jobs
+from ctsr.app import lazy_pipeline
+from ctsr.app import upscale as files_upscaled
 from ctsr.app.cli import app
 from ctsr.errors import ImageReadError
+from ctsr.images import strip
 from ctsr.images.files import Picture, read_picture, write_picture
 from ctsr.images.tensors import resize
 
@@ -48,7 +50,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(jobs, "load_pipeline", refuse)
+    monkeypatch.setattr(lazy_pipeline, "load_pipeline", refuse)
 
 
 def picture(path: Path, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
@@ -330,10 +332,10 @@ def test_torch_errors_are_sentences(tmp_path: Path, upscale: Upscale, monkeypatc
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory\nstack")
 
-    monkeypatch.setattr(jobs, "resize", fail)
+    monkeypatch.setattr(files_upscaled, "resize", fail)
     result = upscale(picture(tmp_path / "a.png", mode="RGBA"), "-o", tmp_path / "b.png", "--scale", 1)
     assert "out of memory" in one_sentence(result, 1)
-    monkeypatch.setattr(jobs, "resize", lambda *_: 1 / 0 if False else torch.zeros(1, 1, 2).view(7))
+    monkeypatch.setattr(files_upscaled, "resize", lambda *_: 1 / 0 if False else torch.zeros(1, 1, 2).view(7))
     result = upscale(tmp_path / "a.png", "-o", tmp_path / "b.png", "--scale", 1)
     assert "please report it" in one_sentence(result, 1)
     assert tree(tmp_path) == ["a.png"]
@@ -360,24 +362,24 @@ def test_sweep(tmp_path: Path, tiny_mini_file: Path, upscale: Upscale, monkeypat
     assert calls == ["encode", "endpoints", *["decode"] * 3]
     assert tree(tmp_path / "out") == ["a_strip.png", "a_t0.00.png", "a_t0.125.png", "a_t1.00.png"]
     width, height = size_of(tmp_path / "out" / "a_strip.png")
-    assert (width, height) == (4 * 120, 80 + jobs.LABEL_HEIGHT)
+    assert (width, height) == (4 * 120, 80 + strip.LABEL_HEIGHT)
     upscale(source, "-o", tmp_path / "single.png", "--t", 0.125)
     with Image.open(tmp_path / "single.png") as one, Image.open(tmp_path / "out" / "a_t0.125.png") as other:
         assert np.array_equal(np.asarray(one), np.asarray(other))
         assert json.loads(one.info["ctsr"]) == json.loads(other.info["ctsr"])
-    with Image.open(tmp_path / "out" / "a_strip.png") as strip:
-        pixels = np.asarray(strip)
-        assert np.array_equal(pixels[jobs.LABEL_HEIGHT :, 240:360], np.asarray(other))
+    with Image.open(tmp_path / "out" / "a_strip.png") as image:
+        pixels = np.asarray(image)
+        assert np.array_equal(pixels[strip.LABEL_HEIGHT :, 240:360], np.asarray(other))
     for index in range(4):  # every panel has its label
-        assert pixels[: jobs.LABEL_HEIGHT, 120 * index : 120 * (index + 1)].max() > 200
+        assert pixels[: strip.LABEL_HEIGHT, 120 * index : 120 * (index + 1)].max() > 200
 
 
 def test_strip_is_never_too_wide(tmp_path: Path) -> None:
     panels = [
-        jobs.panel(torch.rand(1, 3, 900, 700), None, "t = 0.00", 400),
-        jobs.panel(torch.rand(1, 3, 2, 1), None, "x", 400),
+        strip.panel(torch.rand(1, 3, 900, 700), None, "t = 0.00", 400),
+        strip.panel(torch.rand(1, 3, 2, 1), None, "x", 400),
     ]
-    assert [tuple(x.shape) for x in panels] == [(1, 3, 432, 400), (1, 3, 34, jobs.LABEL_WIDTH)]
+    assert [tuple(x.shape) for x in panels] == [(1, 3, 432, 400), (1, 3, 34, strip.LABEL_WIDTH)]
 
 
 @pytest.mark.usefixtures("no_model")

@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from ctsr import CTSRPipeline
-from ctsr.app import jobs
+from ctsr.app import lazy_pipeline
 from ctsr.app.cli import app
 from ctsr.images.files import read_picture
 from ctsr.images.tensors import as_pil, resize
@@ -106,7 +106,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(jobs, "load_pipeline", refuse)
+    monkeypatch.setattr(lazy_pipeline, "load_pipeline", refuse)
 
 
 def table(path: Path) -> list[dict[str, str]]:

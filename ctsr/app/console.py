@@ -1,0 +1,127 @@
+"""What a person sees of a run: lines on stderr, a progress bar, and a table of scores on stdout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..errors import CTSRError
+
+if TYPE_CHECKING:
+    from .evaluate import Scores
+    from .run import Outcome
+
+STAGES = {"encode": (0.0, 0.25), "unet": (0.25, 0.35), "decode": (0.6, 0.4)}
+"""Start and share of each step in the work on one picture, for the progress bar."""
+
+
+def say(console: Console, text: str) -> None:
+    """One line, as it is."""
+    console.print(text, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+class ShortLines(logging.Handler):
+    """Shows the library's warnings as one line each."""
+
+    def __init__(self, console: Console):
+        super().__init__(logging.WARNING)
+        self.console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As `logging.Handler.emit`."""
+        say(self.console, f"{record.levelname.capitalize()}: {' '.join(record.getMessage().split())}")
+
+
+@contextmanager
+def errors_as_sentences(console: Console) -> Generator[None, None, None]:
+    """Shows expected errors as one sentence and warnings as one line; exit code 2, or 130 after Ctrl-C."""
+    logger, handler = logging.getLogger(str(__package__).rpartition(".")[0]), ShortLines(console)
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            if not sys.warnoptions:
+                warnings.simplefilter("ignore")  # torch's remarks to programmers
+            yield
+    except KeyboardInterrupt:
+        say(console, "Interrupted.")
+        raise typer.Exit(130) from None
+    except BrokenPipeError:  # `ctsr info | head`
+        raise
+    except (CTSRError, ValueError, OSError) as error:
+        say(console, f"Error: {' '.join(str(error).split())}")
+        raise typer.Exit(2) from None
+    finally:
+        logger.removeHandler(handler)
+
+
+class Bar:
+    """A progress bar over the files and one over the steps and tiles of the present one; a pipeline's callback."""
+
+    def __init__(self, console: Console, files: int):
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self.files: TaskID | None = self.progress.add_task("pictures", total=files) if files > 1 else None
+        self.picture = self.progress.add_task("", total=100)
+
+    def start(self, name: str) -> None:
+        """A picture begins."""
+        self.progress.reset(self.picture, description=name[-40:])
+
+    def finish(self) -> None:
+        """A picture is done, skipped or given up."""
+        if self.files is not None:
+            self.progress.advance(self.files)
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """See `pipeline.Progress`."""
+        start, share = STAGES[stage]
+        self.progress.update(self.picture, completed=round(100 * (start + share * done / total)))
+
+
+def sum_up(console: Console, outcomes: Sequence[Outcome], jobs: int) -> None:
+    """The result of a single picture, or the numbers of all; then the sentence of each that failed."""
+    for outcome in outcomes if jobs == 1 else ():
+        if outcome.state == "done":
+            say(console, f"{outcome.job.target}: {outcome.detail}")
+        elif outcome.state == "skipped":
+            say(console, f"{outcome.job.target} is already there: skipped (--overwrite does it again).")
+    if jobs > 1:
+        counts = [sum(outcome.state == state for outcome in outcomes) for state in ("done", "skipped", "failed")]
+        hint = " (skipped: already there, --overwrite does them again)" if counts[1] else ""
+        not_started = f", {jobs - len(outcomes)} not started" if len(outcomes) < jobs else ""
+        say(console, f"{counts[0]} done, {counts[1]} skipped, {counts[2]} failed{not_started}{hint}")
+    for outcome in outcomes:
+        if outcome.state == "failed":
+            say(console, f"Error: {outcome.detail}")
+
+
+def print_scores(scores: Scores, pictures: int) -> None:
+    """The means as a table on stdout, as wide as it must be where that is not a terminal."""
+    table = Table(title=f"Means over {pictures} picture{'s' * (pictures > 1)}", caption_justify="left")
+    table.add_column("method")
+    table.add_column("t")
+    for name in scores.metrics:
+        table.add_column(name, justify="right")
+    for method, values in scores.means.items():
+        t = "" if method.t is None else f"{method.t:g}"
+        table.add_row(Text(method.name), t, *(f"{value:.4f}" for value in values.values()))
+    lower = [name for name, is_lower in scores.metrics.items() if is_lower]
+    table.caption = f"Lower is better: {', '.join(lower)}" if lower else None
+    Console(width=None if sys.stdout.isatty() else 200).print(table)

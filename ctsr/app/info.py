@@ -1,0 +1,94 @@
+"""`ctsr info`: what a model is, how it would run here, and the memory and tiles that a picture would take."""
+
+from collections.abc import Iterator
+
+import torch
+
+from ..checkpoints.own import COMPONENTS
+from ..convert.convert import about_of
+from ..images.tensors import check_size, output_size
+from ..pipeline import CTSRPipeline
+from ..precision import Precision
+from ..runtime.memory import BUFFER_BYTES
+from ..tiling import networks
+from ..tiling.networks import Network
+from ..tiling.tiles import PIXELS_PER_CELL, total_memory
+from .lazy_pipeline import LazyPipeline
+from .options import Options
+
+
+def model_rows(model: LazyPipeline, precision: Precision) -> Iterator[tuple[str, str]]:
+    """What a model is and how it would run."""
+    pipe = model.pipeline
+    family = pipe.family
+    yield "model", model.name
+    files = [model.path] if model.path.is_file() else sorted(model.path.rglob("*.safetensors"))
+    yield "weights", f"{model.path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
+    dial = "a dial" if family.has_dial else "no dial: t changes nothing"
+    yield "family", f"{family.name} ({family.passes} UNet pass{'es' * (family.passes > 1)}, {dial})"
+    yield "parameterization", family.parameterization
+    yield "encoder timesteps", ", ".join("none" if step is None else str(step) for step in family.encoder_timesteps)
+    yield "colour fix", str(pipe.config["color_fix"])
+    yield from about_of(pipe).items()
+    for name in COMPONENTS:
+        if (component := getattr(pipe, name)) is not None:
+            count = sum(parameter.numel() for parameter in component.parameters())
+            yield name, f"{type(component).__name__}, {count / 1e6:.3f} M parameters"
+    yield "device", device_name(model.device)
+    yield "precision", precision_reason(model, precision)
+    yield "attention", attention(pipe)
+
+
+def device_name(device: torch.device) -> str:
+    """The device and what it has."""
+    memory = f"{total_memory(device) / 2**30:.1f} GiB"
+    if device.type == "cuda":
+        return f"cuda ({torch.cuda.get_device_name(device)}, {memory})"
+    return f"cpu ({torch.get_num_threads()} threads, {memory})"
+
+
+def precision_reason(model: LazyPipeline, precision: Precision) -> str:
+    """The precision taken and why."""
+    taken = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[model.dtype]
+    if precision != "auto":
+        return f"{taken} (as asked)"
+    processor = "this GPU" if model.device.type == "cuda" else "this processor"
+    return f"{taken} (auto: {processor} has {'' if taken == 'bf16' else 'no '}bf16 in hardware)"
+
+
+def attention(pipe: CTSRPipeline) -> str:
+    """What computes attention in the loaded networks: none, xformers, sdpa or plain torch."""
+    processors = {
+        type(processor).__name__
+        for network in (pipe.vae, pipe.unet)
+        for module in network.modules()
+        if (processor := getattr(module, "processor", None)) is not None
+    }
+    if not processors:
+        return "none (these networks have no attention)"
+    kinds = {"xformers" if "XFormers" in x else "sdpa" if "2_0" in x else "plain" for x in processors}
+    return ", ".join(sorted(kinds))
+
+
+def memory_rows(model: LazyPipeline, options: Options, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
+    """Predicted memory and tiles for a picture of height and width `size`."""
+    pipe = model.pipeline
+    height, width = output_size(torch.empty(1, 3, *size, device="meta"), options.scale, None, None)
+    check_size(height, width)
+    cells = tuple(-(-side // pipe.pad_multiple) * pipe.pad_multiple // PIXELS_PER_CELL for side in (height, width))
+    yield "input", f"{size[1]}x{size[0]}"
+    yield "output", f"{width}x{height}"
+    for stage, network in (
+        ("encode", networks.encoder(pipe.vae, pipe.family.encoder_timesteps[0])),
+        ("unet", networks.unet(pipe.unet, pipe.family.timesteps[0], None)),
+        ("decode", networks.decoder(pipe.vae)),
+    ):
+        yield f"{stage} memory", stage_memory(network, cells[0], cells[1], options.tile, model.device)
+    yield "picture buffers", f"{height * width * BUFFER_BYTES / 2**20:.0f} MiB at the peak, whatever the tiles"
+
+
+def stage_memory(network: Network, height: int, width: int, tile: int, device: torch.device) -> str:
+    """Predicted working memory of a network over height x width latents, and its tiles."""
+    side, memory = networks.choose_tile(network, height, width, tile, device), networks.work_memory(device)
+    need = networks.predicted_memory(network, height, width, side, memory, device)
+    return f"{need / 2**20:.0f} MiB, {networks.describe_tiles(network, height, width, side, memory)}"

@@ -1,0 +1,63 @@
+"""A pipeline that is loaded at its first use."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from ..checkpoints.own import MINI_WEIGHTS
+from ..errors import CheckpointError
+from ..images.color_fix import ColorFix
+from ..load import load_pipeline
+from ..pipeline import CTSRPipeline
+from .options import Options
+
+
+@dataclass
+class LazyPipeline:
+    """A pipeline that is loaded when the first picture needs it: a run in which none can be read loads nothing."""
+
+    name: str
+    dtype: torch.dtype
+    device: torch.device
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            what = (
+                "The built-in model is missing from this installation" if self.name == "mini" else "There is no model"
+            )
+            raise CheckpointError(f"{what}: {self.path} does not exist; give a .safetensors file, a folder or 'mini'.")
+
+    @property
+    def path(self) -> Path:
+        """The weights: a file or a folder."""
+        return MINI_WEIGHTS if self.name == "mini" else Path(self.name)
+
+    @cached_property
+    def pipeline(self) -> CTSRPipeline:
+        """The pipeline; raises CheckpointError if it cannot be loaded."""
+        try:
+            pipeline = load_pipeline(self.name, self.dtype, self.device)
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read ({error.strerror or error}).") from error
+        pipeline.set_attention_backend("auto")
+        return pipeline
+
+    def settings(self, options: Options) -> dict[str, str | float | int]:
+        """What a picture was made with, for its text chunk."""
+        size = {"scale": options.scale} if options.size is None else {"size": f"{options.size[0]}x{options.size[1]}"}
+        return {
+            "ctsr": __version__,
+            "model": self.name if self.name == "mini" else self.path.resolve().name,
+            "t": options.t,
+            **size,
+            "tile": options.tile,
+            "color_fix": self.color_fix(options),
+            "precision": str(self.dtype).removeprefix("torch."),
+        }
+
+    def color_fix(self, options: Options) -> ColorFix:
+        """As asked, or the checkpoint's own."""
+        return options.color_fix or self.pipeline.config["color_fix"]

@@ -1,0 +1,101 @@
+"""One picture from file to file: upscaled at one t, or swept over several."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from ..images.files import Picture, check_target, output_suffix, read_picture, write_picture
+from ..images.strip import dial_name, panel, panel_side
+from ..images.tensors import check_size, resize
+from ..pipeline import Progress
+from ..runtime.memory import check_room
+from .lazy_pipeline import LazyPipeline
+from .options import Options
+from .plan import Job
+
+logger = logging.getLogger(__name__)
+
+
+def check_picture(picture: Picture, target: Path, options: Options, device: torch.device) -> tuple[int, int]:
+    """Height and width of the result; raises for one that cannot be made or written, before any work on it."""
+    height, width = options.output_size(picture)
+    check_size(height, width)
+    output_suffix(target, height, width)
+    check_target(target)
+    check_room(height, width, device)
+    return height, width
+
+
+def enlarged_alpha(picture: Picture, height: int, width: int) -> Tensor | None:
+    """Alpha [1, 1, height, width] in [0, 1], bicubic, or None for a picture without."""
+    return None if picture.alpha is None else resize(picture.alpha, height, width).clamp_(0, 1)
+
+
+def start_noise() -> torch.Generator:
+    """The same for every picture, so that none depends on those before; only some families draw from it."""
+    return torch.Generator().manual_seed(0)
+
+
+def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress | None = None) -> str:
+    """Makes one picture; returns its size. Raises what `read_picture`, the pipeline and `write_picture` raise."""
+    picture = read_picture(job.source)
+    height, width = check_picture(picture, job.target, options, model.device)
+    images = model.pipeline(
+        picture.rgb,
+        t=options.t,
+        height=height,
+        width=width,
+        tile=options.tile,
+        color_fix=options.color_fix,
+        generator=start_noise(),
+        output_type="pt",
+        return_dict=False,
+        callback=callback,
+    )[0]
+    alpha = enlarged_alpha(picture, height, width)
+    write_picture(job.target, cast(Tensor, images), picture, alpha, model.settings(options))
+    return f"{width}x{height}"
+
+
+def sweep(
+    job: Job, model: LazyPipeline, options: Options, dials: Sequence[float], callback: Progress | None = None
+) -> str:
+    """NAME_t0.00.png and so on into the folder `job.target`, and NAME_strip.png with all of them side by side.
+
+    One encode and one UNet pass for all t; `options.t` is not used. Returns what was made.
+    """
+    picture, stem = read_picture(job.source), job.source.stem
+    height, width = check_picture(picture, job.target / f"{stem}.png", options, model.device)
+    alpha = enlarged_alpha(picture, height, width)
+    side = panel_side(len(dials) + 1)
+    panels = [panel(resize(picture.rgb, height, width).clamp_(0, 1), alpha, "bicubic", side)]
+    if not model.pipeline.family.has_dial:
+        logger.warning("This model has no dial: the picture is the same for every t.")
+    for t, rgb, settings in turn_dial(picture.rgb, height, width, model, options, dials, callback):
+        write_picture(job.target / f"{stem}_t{dial_name(t)}.png", rgb, picture, alpha, settings)
+        panels.append(panel(rgb, alpha, f"t = {dial_name(t)}", side))
+    write_picture(job.target / f"{stem}_strip.png", torch.cat(panels, dim=3), picture)
+    return f"{len(dials)} pictures of {width}x{height} and a strip"
+
+
+def turn_dial(
+    rgb: Tensor,
+    height: int,
+    width: int,
+    model: LazyPipeline,
+    options: Options,
+    dials: Iterable[float],
+    callback: Progress | None = None,
+) -> Iterator[tuple[float, Tensor, dict[str, str | float | int]]]:
+    """Each t, its picture [1, 3, height, width] on the CPU and what that was made with; one encode, one UNet pass."""
+    pipe, color_fix, tile = model.pipeline, model.color_fix(options), options.tile
+    encoded = pipe.encode(rgb, height, width, tile=tile, callback=callback)
+    ends = pipe.endpoints(encoded.latents, generator=start_noise(), tile=tile, callback=callback)
+    for t in dials:
+        z = pipe.blend(ends, t)
+        result = pipe.decode(z, encoded.size, encoded.reference, color_fix, tile, callback=callback)
+        yield t, result.cpu(), {**model.settings(options), "t": t}

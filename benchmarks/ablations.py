@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 
 from ctsr.families import blend
-from training.data.data import batched, open_photos
+from training.data.data import batches_of_one, open_photos
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
 from training.losses.realism import Realism
@@ -29,13 +29,12 @@ from training.research import stage2_variants
 from training.research.stage2_variants import b2_latent, encoded, open_variant
 from training.stages import fidelity, osediff, stage1, stage2
 from training.stages.export import to_image
-from training.stages.stage import RESULT
+from training.stages.stage import DIAL, RESULT, Stage, train
 
 ADVERSARIAL = osediff.MINI.realism.adversarial
 NO_ADVERSARIAL = Adversarial(weight=0.0)
 NO_SCORE = osediff.MINI.realism.vsd
 SCORE = replace(NO_SCORE, weight=1.0)
-DIAL = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -98,23 +97,23 @@ def variants(settings: Ablations) -> dict[str, Callable[[], None]]:
     first = settings.out / "distilled" / RESULT
     bends = replace(stage2.MINI, start=str(first), fidelity=settings.fidelity)
     timed = replace(stage2_variants.MINI, start=str(first), fidelity=settings.fidelity)
-    rows: dict[str, tuple[Any, Callable[[Any], None]]] = {
-        "time-aware": (faithful, fidelity.train),
-        "time-blind": (replace(faithful, start=str(plain)), fidelity.train),
-        "teacher-neither": (replace(teacher, realism=realism(NO_SCORE, NO_ADVERSARIAL)), osediff.train),
-        "teacher-adversarial": (replace(teacher, realism=realism(NO_SCORE, ADVERSARIAL)), osediff.train),
-        "teacher-vsd": (replace(teacher, realism=realism(SCORE, NO_ADVERSARIAL)), osediff.train),
-        "teacher-both": (replace(teacher, realism=realism(SCORE, ADVERSARIAL)), osediff.train),
-        "distilled": (replace(student, realism=realism(NO_SCORE, ADVERSARIAL)), stage1.train),
+    rows: dict[str, tuple[Any, Callable[[Any], Stage]]] = {
+        "time-aware": (faithful, fidelity.build),
+        "time-blind": (replace(faithful, start=str(plain)), fidelity.build),
+        "teacher-neither": (replace(teacher, realism=realism(NO_SCORE, NO_ADVERSARIAL)), osediff.build),
+        "teacher-adversarial": (replace(teacher, realism=realism(NO_SCORE, ADVERSARIAL)), osediff.build),
+        "teacher-vsd": (replace(teacher, realism=realism(SCORE, NO_ADVERSARIAL)), osediff.build),
+        "teacher-both": (replace(teacher, realism=realism(SCORE, ADVERSARIAL)), osediff.build),
+        "distilled": (replace(student, realism=realism(NO_SCORE, ADVERSARIAL)), stage1.build),
         "undistilled": (
             replace(student, distillation=alone, realism=realism(NO_SCORE, ADVERSARIAL)),
-            stage1.train,
+            stage1.build,
         ),
-        "distilled-vsd": (replace(student, realism=realism(SCORE, NO_ADVERSARIAL)), stage1.train),
-        "b1": (bends, stage2.train),
-        "b2": (timed, stage2_variants.train),
+        "distilled-vsd": (replace(student, realism=realism(SCORE, NO_ADVERSARIAL)), stage1.build),
+        "b1": (bends, stage2.build),
+        "b2": (timed, stage2_variants.build),
     }
-    return {name: lambda name=name: rows[name][1](budget(rows[name][0], settings, name)) for name in rows}
+    return {name: lambda name=name: train(rows[name][1], budget(rows[name][0], settings, name)) for name in rows}
 
 
 def write(pictures: dict[str, Tensor], folder: Path, number: int) -> None:
@@ -130,8 +129,8 @@ def render(name: str, settings: Ablations, pairs: list[Sample]) -> None:
     first = settings.out / "distilled" / RESULT
     folder = settings.out / name
     model = open_variant(first, folder / "unet") if name == "b2" else OneStep(open_pipeline(folder / RESULT))
-    for number, pair in enumerate(pairs):
-        lr = batched(pair)["lr"]
+    for number, sample in enumerate(batches_of_one(pairs, model.unet)):
+        lr = sample["lr"]
         with torch.autocast("cpu", torch.bfloat16):
             if name == "b2":
                 z = encoded(model, lr)
@@ -149,10 +148,10 @@ def main(settings: Ablations) -> None:
     pairs = open_photos(data)[1]
     for number, pair in enumerate(pairs):
         write({"LR": pair["lr"][None], "HR": pair["soft"][None]}, settings.out / "held_back", number)
-    for name, train in variants(settings).items():
+    for name, train_it in variants(settings).items():
         if (settings.out / "pictures" / f"{name}-1").is_dir():
             continue
-        train()
+        train_it()
         render(name, settings, pairs)
 
 

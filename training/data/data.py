@@ -1,13 +1,13 @@
 """What a stage trains on: photographs in memory, or shards."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 from typing import Literal
 
 import tyro
-from torch import Tensor
+from torch import nn
 
 from training.data.degradation_batched import PairsOnDevice
 from training.data.pairs import Pairs, held_back_pairs, make_pair, paired_photos
@@ -84,6 +84,8 @@ def check_held_back(photos: Photos, folder: Path) -> None:
         raise ValueError(f"no photograph under {folder} is held back (one in twelve is, by its name): add some.")
 
 
-def batched(pair: Mapping[str, Tensor]) -> Sample:
-    """A pair as a batch of one."""
-    return {name: tensor[None] for name, tensor in pair.items()}
+def batches_of_one(pairs: Sequence[Sample], module: nn.Module) -> Iterator[Sample]:
+    """Each pair as a batch [1, ...] on the device of `module`."""
+    device = next(module.parameters()).device
+    for pair in pairs:
+        yield {name: tensor[None].to(device) for name, tensor in pair.items()}

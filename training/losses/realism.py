@@ -2,15 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from ctsr.convert.prompts import encode_prompts
 from training.engine.draws import Draws
 from training.engine.loop import Turn
+from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial, AdversarialTerm
-from training.losses.scores import Scores
+from training.losses.scores import RegulariserLora, Scores, open_scores
 from training.losses.vsd import (
     VSD,
     GuidanceLaw,
@@ -21,6 +25,9 @@ from training.losses.vsd import (
     move,
     uniform_timesteps,
 )
+from training.model.adapt import Adapt
+from training.model.base import NEGATIVE_PROMPT
+from training.model.one_step import open_pipeline
 
 
 @dataclass(frozen=True)
@@ -79,6 +86,55 @@ class RealismTerms:
         if self.adversarial is not None:
             out["adversarial"] = self.adversarial.loss(x, batch)
         return out
+
+
+class RealismRecipe(Protocol):
+    """What `open_realism` reads of a stage's recipe."""
+
+    @property
+    def run(self) -> Run: ...
+
+    @property
+    def prior(self) -> Path | None: ...
+
+    @property
+    def adapt(self) -> Adapt: ...
+
+    @property
+    def realism(self) -> Realism: ...
+
+    @property
+    def regulariser_lora(self) -> RegulariserLora | None: ...
+
+
+def open_realism(
+    recipe: RealismRecipe, timesteps: TimestepLaw = uniform_timesteps, guidance: GuidanceLaw | None = None
+) -> RealismTerms:
+    """The terms that a recipe asks for, with the networks that they need."""
+    return RealismTerms(recipe.realism, recipe.run.seed, prior_scores(recipe), timesteps, guidance)
+
+
+def prior_scores(recipe: RealismRecipe) -> Scores | None:
+    """The score networks, if VSD is on.
+
+    Raises:
+        ValueError: VSD has no prior, or guidance no text encoder.
+    """
+    vsd, prior = recipe.realism.vsd, recipe.prior
+    if not vsd.weight:
+        return None
+    if prior is None:
+        raise ValueError("VSD needs a prior: give --prior, or set --realism.vsd.weight 0.")
+    negative = None
+    if vsd.guidance != 1:
+        if not prior.is_dir():
+            raise ValueError(
+                f"Guidance of {vsd.guidance:g} needs a negative prompt, and {prior} has no text encoder: give a Stable "
+                "Diffusion folder as --prior, or --realism.vsd.guidance 1."
+            )
+        negative = encode_prompts(prior, [NEGATIVE_PROMPT])
+    base = open_pipeline(prior, "osediff")
+    return open_scores(base, recipe.regulariser_lora, recipe.adapt.rank, recipe.adapt.alpha, negative)
 
 
 def total(terms: dict[str, Tensor]) -> dict[str, Tensor]:

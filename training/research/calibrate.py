@@ -35,7 +35,7 @@ from torch import Tensor
 from ctsr import CTSRPipeline
 from ctsr.load import load_pipeline
 from ctsr.whole_file import whole_file
-from training.data.data import Data, batched, open_photos
+from training.data.data import Data, batches_of_one, open_photos
 from training.engine.sources import Sample
 from training.losses.reconstruction import gaussian_blur
 from training.model.one_step import OneStep, enlarge
@@ -109,12 +109,10 @@ def measure(model: OneStep, pairs: Sequence[Sample], timesteps: Sequence[int]) -
         pairs: of `pairs.held_back_pairs`.
         timesteps: tau in 0..999.
     """
-    device = next(model.unet.parameters()).device
     points: list[Point] = []
     for timestep in tqdm(sorted(set(timesteps)), desc="tau"):
         rows: list[tuple[float, float]] = []
-        for pair in pairs:
-            sample = {name: tensor.to(device) for name, tensor in batched(pair).items()}
+        for sample in batches_of_one(pairs, model.unet):
             x = model.decode(model.x0(model.encode(enlarge(sample["lr"]), timestep), timestep))
             rows.append((psnr_y(x, sample["soft"]), realism(x, sample["sharp"])))
         fidelity, real = (float(np.mean(row)) for row in zip(*rows, strict=True))

@@ -16,30 +16,30 @@ possible.
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import torch
 import tyro
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import Endpoints
 from ctsr.tiling import networks
-from training.data.data import Data, mini_data, open_photos, open_source, sd21_data
+from training.data.data import Data, mini_data, open_source, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Turn, fit
+from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.flow import Solver, Velocity, distillation_losses, integrate, noisy_start, velocity_loss
 from training.losses.realism import total
 from training.losses.scores import adapters_off
 from training.model import adapt as adapting
-from training.model.adapt import Adapt, Group, adapt, finish
+from training.model.adapt import Adapt, Group, adapt
 from training.model.channels import keep_first_group, widen_conv_in
 from training.model.lora import lora_parameters
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
-from training.stages.stage import main, save, validate
+from training.stages.stage import Stage, finish_and_save, main, validate
 
 MINI_ADAPT = Adapt(encoder="frozen", decoder=False, time_layers=False)
 SD21_ADAPT = replace(adapting.SD21, encoder="frozen", rank=64, alpha=128)
@@ -258,40 +258,38 @@ def student_groups(model: FlowModel, what: Adapt) -> tuple[list[Group], nn.Modul
     return [{"params": adapters}], None
 
 
-def train_teacher(recipe: TeacherRecipe) -> None:
+def build_teacher(recipe: TeacherRecipe) -> Stage:
     """The flow."""
-    photos, pairs = open_photos(recipe.data)
     pipeline = open_flow(recipe.start)
     model = SampledFlow(pipeline, recipe.run.seed, recipe.sampled_steps)
     groups = adapt(model, recipe.adapt)
-    turn = Turn("teacher", TeacherLoss(model, recipe), recipe.peak_rate, groups)
-    if fit(recipe.run, open_source(recipe.data, photos), [turn], lambda: validate(model, pairs, (0.0, 1.0))):
-        finish(model, recipe.adapt)
-        save(pipeline, recipe.run.out)
+    return Stage(
+        turns=[Turn("teacher", TeacherLoss(model, recipe), recipe.peak_rate, groups)],
+        source=partial(open_source, recipe.data),
+        validate=partial(validate, model, dial=(0.0, 1.0)),
+        write=lambda _: finish_and_save(pipeline, model, recipe),
+    )
 
 
-def train_student(recipe: DistilRecipe) -> None:
-    """The one-step model."""
-    photos, pairs = open_photos(recipe.data)
+def build_student(recipe: DistilRecipe) -> Stage:
+    """The one-step model; raises ValueError if it does not start from a teacher's file."""
     pipeline = open_pipeline(recipe.start)
     if pipeline.config["family"] != "oftsr":
         raise ValueError(f"{recipe.start} is of family {pipeline.config['family']!r}: give the file of the teacher.")
     model = FlowModel(pipeline, recipe.run.seed)
     groups, teacher = student_groups(model, recipe.adapt)
-    turn = Turn("student", DistilLoss(model, recipe, teacher), recipe.peak_rate, groups)
-    if fit(recipe.run, open_source(recipe.data, photos), [turn], lambda: validate(model, pairs)):
-        finish(model, recipe.adapt)
-        save(pipeline, recipe.run.out)
+    return Stage(
+        turns=[Turn("student", DistilLoss(model, recipe, teacher), recipe.peak_rate, groups)],
+        source=partial(open_source, recipe.data),
+        validate=partial(validate, model),
+        write=lambda _: finish_and_save(pipeline, model, recipe),
+    )
 
 
-def train(recipe: TeacherRecipe | DistilRecipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
-    set_seed(recipe.run.seed)
-    if isinstance(recipe, TeacherRecipe):
-        train_teacher(recipe)
-    else:
-        train_student(recipe)
+def build(recipe: TeacherRecipe | DistilRecipe) -> Stage:
+    """The stage of a recipe."""
+    return build_teacher(recipe) if isinstance(recipe, TeacherRecipe) else build_student(recipe)
 
 
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

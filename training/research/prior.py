@@ -9,24 +9,24 @@ schedule of SD 2.1. Score distillation needs it; alone it upscales nothing, thou
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline, TimeConditionedUNetMini
-from training.data.data import Data, batched, mini_data, open_photos, open_source
+from training.data.data import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
-from training.engine.loop import Report, Turn, fit
+from training.engine.loop import Report, Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.scores import denoiser
 from training.losses.vsd import add_noise, clean
 from training.model.one_step import OneStep, open_pipeline
-from training.stages.stage import main, save
+from training.stages.stage import Stage, main, save
 
 SCORED = (100, 300, 500, 700, 900)
 
@@ -70,31 +70,31 @@ class NoiseLoss(nn.Module):
 def score(model: OneStep, pairs: Sequence[Sample], seed: int) -> Report:
     """Relative error of the clean latent on held-back photographs at five timesteps: 1 is knowing nothing."""
     rows: dict[str, list[float]] = {f"tau={timestep}": [] for timestep in SCORED}
-    device = next(model.unet.parameters()).device
-    for number, pair in enumerate(pairs):
-        z = model.encode(batched(pair)["sharp"].to(device)).float()
+    for number, sample in enumerate(batches_of_one(pairs, model.unet)):
+        z = model.encode(sample["sharp"]).float()
         noise = Draws(torch.tensor([number]), seed).normal("score", z)
         for timestep in SCORED:
-            step = torch.tensor([timestep], device=device)
+            step = torch.tensor([timestep], device=z.device)
             noisy = add_noise(z, noise, step)
             x = clean(noisy, denoiser(model)(noisy, step), step)
             rows[f"tau={timestep}"].append(float(F.mse_loss(x, z) / z.var()))
     return Report({name: float(np.mean(row)) for name, row in rows.items()})
 
 
-def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
-    set_seed(recipe.run.seed)
-    photos, pairs = open_photos(recipe.data)
+def build(recipe: Recipe) -> Stage:
+    """The stage of a recipe."""
     vae = open_pipeline(recipe.start).vae
     channels = vae.config["latent_channels"]
     unet = TimeConditionedUNetMini(in_channels=channels, out_channels=channels)
     pipeline = CTSRPipeline(vae.requires_grad_(False), unet, family="osediff", parameterization="epsilon")
-    model = OneStep(pipeline)
-    turn = Turn("prior", NoiseLoss(model, recipe.run.seed), recipe.peak_rate)
-    if fit(recipe.run, open_source(recipe.data, photos), [turn], lambda: score(model, pairs, recipe.run.seed)):
-        save(pipeline, recipe.run.out)
+    model, seed = OneStep(pipeline), recipe.run.seed
+    return Stage(
+        turns=[Turn("prior", NoiseLoss(model, seed), recipe.peak_rate)],
+        source=partial(open_source, recipe.data),
+        validate=partial(score, model, seed=seed),
+        write=lambda _: save(pipeline, recipe.run.out),
+    )
 
 
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

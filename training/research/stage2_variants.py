@@ -11,37 +11,37 @@ So their UNet is written by itself, for `open_variant`, `b2_latent` and `literal
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from accelerate.utils import set_seed
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from ctsr.families import coefficients, predict_x0
 from ctsr.tiling import networks
-from training.data.data import batched, open_photos
+from training.data.data import mini_data, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Report, Turn, fit
+from training.engine.loop import Turn
+from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.flow import between, per_sample
 from training.losses.path import flow_loss, printed_path_loss
 from training.losses.realism import total
-from training.model.adapt import Group, adapt, finish
+from training.model import adapt as adapting
+from training.model.adapt import Adapt, Group, adapt, finish
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
-from training.stages import stage2
-from training.stages.stage import main, psnr_y
-from training.stages.stage2 import DIAL, check_encoder
-from training.stages.teachers import Faithful, StageRecipe, faithful_source, frozen, open_faithful, plain_vae
+from training.stages.stage import Stage, main, validate
+from training.stages.stage2 import check_encoder
+from training.stages.teachers import CTSRRecipe, Faithful, faithful_source, frozen, open_faithful, plain_vae
 
 
 @dataclass(frozen=True)
-class Recipe(StageRecipe):
-    """Defaults and their reasons; see `StageRecipe` for the others.
+class Recipe(CTSRRecipe):
+    """Defaults and their reasons; see `CTSRRecipe` for the others.
 
     Attributes:
         start: file of `training.stages.stage1`.
@@ -55,17 +55,17 @@ class Recipe(StageRecipe):
 
 
 MINI = Recipe(
-    data=stage2.MINI.data,
-    run=stage2.MINI.run,
+    data=mini_data(),
+    run=Run(out=tyro.MISSING, steps=2000, ema=0.995),
     start=tyro.MISSING,
-    adapt=replace(stage2.MINI.adapt, unet="full", decoder=False),
+    adapt=Adapt(encoder="frozen", decoder=False, time_layers=False, autoencoder_factor=0.05),
 )
 SD21 = Recipe(
-    data=stage2.SD21.data,
-    run=stage2.SD21.run,
+    data=sd21_data(),
+    run=Run(out=tyro.MISSING, steps=50000, batch=1, ema=0.999, schedule="constant"),
     start=tyro.MISSING,
-    adapt=stage2.SD21.adapt,
-    peak_rate=stage2.SD21.peak_rate,
+    adapt=replace(adapting.SD21, encoder="frozen"),
+    peak_rate=5e-5,
 )
 RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}
 
@@ -186,24 +186,9 @@ def dial_and_later(draws: Draws, like: Tensor) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-@torch.no_grad()
-def validate_variant(loss: TimeConditioned | Printed, pairs: Sequence[Sample]) -> Report:
-    """Mean luma PSNR along the dial on held-back pairs."""
-    device = next(loss.model.unet.parameters()).device
-    rows: dict[str, list[float]] = {f"t={t:g}": [] for t in DIAL}
-    for pair in pairs:
-        sample = {name: tensor.to(device) for name, tensor in batched(pair).items()}
-        for t in DIAL:
-            picture = loss.model.decode(loss.latent(sample["lr"], t))
-            rows[f"t={t:g}"].append(psnr_y(picture, sample["soft"]))
-    return Report({name: float(np.mean(row)) for name, row in rows.items()})
-
-
-def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the UNet alone, by save_pretrained."""
+def build(recipe: Recipe) -> Stage:
+    """The stage of a recipe; it writes the UNet alone, by `save_pretrained`."""
     check(recipe)
-    set_seed(recipe.run.seed)
-    photos, pairs = open_photos(recipe.data)
     model, stage1 = OneStep(open_pipeline(recipe.start)), frozen(open_pipeline(recipe.start), recipe.adapt)
     if recipe.variant == "B2":
         add_time_condition(model.unet)
@@ -215,12 +200,19 @@ def train(recipe: Recipe) -> None:
     else:
         groups = adapt(model, recipe.adapt)
         loss = Printed(model, stage1, recipe)
-    turn = Turn(recipe.variant, loss, recipe.peak_rate, groups)
-    if fit(recipe.run, faithful_source(recipe, photos), [turn], lambda: validate_variant(loss, pairs)):
+
+    def write(pairs: Sequence[Sample]) -> None:
         finish(model, replace(recipe.adapt, keep_lora=False))
         unet = model.unet.to(memory_format=torch.contiguous_format)  # older releases of diffusers refuse channels-last
         cast(Any, unet).save_pretrained(recipe.run.out / "unet")
 
+    return Stage(
+        turns=[Turn(recipe.variant, loss, recipe.peak_rate, groups)],
+        source=partial(faithful_source, recipe),
+        validate=partial(validate, model, latent=loss.latent),
+        write=write,
+    )
+
 
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

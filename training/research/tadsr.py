@@ -12,33 +12,34 @@ the last step `training.research.calibrate` measures which tau does what; the tw
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import tyro
 from accelerate import PartialState
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import Parameterization
-from training.data.data import mini_data, open_photos, open_source, sd21_data
+from training.data.data import mini_data, open_source, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Turn, fit
+from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.losses.adversarial import Adversarial
 from training.losses.path import weigh_gradient
 from training.losses.perceptual import NoDistance, perceptual_loss
-from training.losses.realism import RealismTerms, total
-from training.losses.reconstruction import gaussian_blur, reconstruction_losses
-from training.losses.vsd import GuidanceLaw, half_timesteps, rising_guidance
+from training.losses.realism import Realism, RealismTerms, open_realism, total
+from training.losses.reconstruction import Reconstruction, gaussian_blur, reconstruction_losses
+from training.losses.vsd import VSD, GuidanceLaw, half_timesteps, rising_guidance
 from training.model import adapt as adapting
-from training.model.adapt import adapt, finish
+from training.model.adapt import adapt
 from training.model.channels import keep_first_group
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
 from training.research.calibrate import TIMESTEPS, calibrate, show, store, write_table
 from training.stages import osediff
-from training.stages.stage import main, save, validate
+from training.stages.stage import Stage, finish_and_save, main, validate
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,8 @@ MINI = Recipe(
     data=mini_data(),
     run=Run(out=tyro.MISSING, steps=4000, ema=0.998),
     start=tyro.MISSING,
-    realism=osediff.MINI.realism,
+    reconstruction=Reconstruction(l1=1.0, l2=0.0, low=2.0, perceptual=0.0, features="none"),
+    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.4)),
     parameterization="residual",
     adversarial_by_timestep=True,
 )
@@ -78,8 +80,8 @@ SD21 = Recipe(
     prior=tyro.MISSING,
     adapt=replace(adapting.SD21, time_layers=True, autoencoder_factor=1.0),
     peak_rate=5e-5,
-    reconstruction=osediff.SD21.reconstruction,
-    realism=osediff.SD21.realism,
+    reconstruction=Reconstruction(l2=1.0, perceptual=2.0, features="lpips"),
+    realism=Realism(vsd=VSD(weight=1.0, guidance=7.5), adversarial=Adversarial(weight=0.0)),
     regulariser_lora="all",
 )
 RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}
@@ -144,28 +146,6 @@ def open_start(recipe: Recipe) -> CTSRPipeline:
     return pipeline
 
 
-def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the networks and calibrates them."""
-    set_seed(recipe.run.seed)
-    photos, pairs = open_photos(recipe.data)
-    pipeline = open_start(recipe)
-    model = OneStep(pipeline)
-    groups = adapt(model, recipe.adapt)
-    terms = RealismTerms(
-        recipe.realism,
-        recipe.run.seed,
-        osediff.prior_scores(recipe),
-        half_timesteps,
-        guidance_law(recipe.realism.vsd.guidance),
-    )
-    turns = [Turn("generator", Generator(model, recipe, terms), recipe.peak_rate, groups), *terms.turns]
-    if fit(recipe.run, open_source(recipe.data, photos), turns, lambda: validate(model, pairs)):
-        finish(model, recipe.adapt)
-        path = save(pipeline, recipe.run.out)
-        if PartialState().is_main_process:
-            give_dial(pipeline, path, pairs, recipe.timesteps)
-
-
 def give_dial(pipeline: CTSRPipeline, path: Path, pairs: Sequence[Sample], timesteps: Sequence[int]) -> None:
     """Calibrates what was saved at `path` and gives the file the ends found; without any it keeps the family's."""
     calibration = calibrate(pipeline, pairs, timesteps)
@@ -177,5 +157,25 @@ def give_dial(pipeline: CTSRPipeline, path: Path, pairs: Sequence[Sample], times
         logger.warning("realism hardly grows with tau: the dial stays between tau = %s", pipeline.family.timesteps)
 
 
+def build(recipe: Recipe) -> Stage:
+    """The stage of a recipe."""
+    pipeline = open_start(recipe)
+    model = OneStep(pipeline)
+    groups = adapt(model, recipe.adapt)
+    terms = open_realism(recipe, half_timesteps, guidance_law(recipe.realism.vsd.guidance))
+
+    def write(pairs: Sequence[Sample]) -> None:
+        path = finish_and_save(pipeline, model, recipe)
+        if PartialState().is_main_process:
+            give_dial(pipeline, path, pairs, recipe.timesteps)
+
+    return Stage(
+        turns=[Turn("generator", Generator(model, recipe, terms), recipe.peak_rate, groups), *terms.turns],
+        source=partial(open_source, recipe.data),
+        validate=partial(validate, model),
+        write=write,
+    )
+
+
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

@@ -8,25 +8,26 @@ measuring the gate on held-back photographs (45 dB, and 50 dB on enlarged ones),
 new: it gives back what the autoencoder makes of the enlarged picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline, TimeAwareAutoencoderMini, TimeConditionedUNetMini
-from training.data.data import Data, batched, mini_data, open_photos, open_source
+from training.data.data import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
-from training.engine.loop import Report, Turn, fit
+from training.engine.loop import Report, Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.model.adapt import autoencoder_groups
 from training.model.dct_init import dct_init_
 from training.model.one_step import TIMESTEP, enlarge
-from training.stages.stage import SHOWN, main, save
+from training.stages.stage import SHOWN, Stage, main, save
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,11 @@ def psnr(x: Tensor, y: Tensor) -> float:
     return float(10 * torch.log10(4 / F.mse_loss(x, y).clamp_min(1e-12)))
 
 
-def gate(vae: TimeAwareAutoencoderMini, pairs: list[Sample]) -> Report:
+def gate(vae: TimeAwareAutoencoderMini, pairs: Sequence[Sample]) -> Report:
     """PSNR on held-back photographs and on their enlarged twins, and the latent's standard deviation."""
     rows: dict[str, list[float]] = {"AE(HR)": [], "AE(bicubic)": [], "std": []}
     pictures: list[Tensor] = []
-    device = next(vae.parameters()).device
-    for pair in pairs:
-        sample = {name: tensor.to(device) for name, tensor in batched(pair).items()}
+    for sample in batches_of_one(pairs, vae):
         for name, x in (("AE(HR)", sample["sharp"]), ("AE(bicubic)", enlarge(sample["lr"]))):
             z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latents
             y = vae.decode(z).sample.float()
@@ -114,21 +113,26 @@ def pipeline_of(vae: TimeAwareAutoencoderMini) -> CTSRPipeline:
     return CTSRPipeline(vae, unet, parameterization="residual", encoder_timesteps=[TIMESTEP])
 
 
-def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
-    set_seed(recipe.run.seed)
-    photos, pairs = open_photos(recipe.data)
+def build(recipe: Recipe) -> Stage:
+    """The stage of a recipe."""
     vae = TimeAwareAutoencoderMini(latent_channels=recipe.latent_channels).to(memory_format=torch.channels_last)
     dct_init_(vae)
     parameters = [(name, p) for name, p in vae.named_parameters() if "time_" not in name]
     for name, parameter in vae.named_parameters():
         parameter.requires_grad_("time_" not in name)
-    turn = Turn("autoencoder", Generator(vae, recipe), recipe.peak_rate, autoencoder_groups(parameters, 1.0))
-    if fit(recipe.run, open_source(recipe.data, photos), [turn], lambda: gate(vae, pairs)):
-        with torch.no_grad():
-            vae.register_to_config(scaling_factor=round(1 / gate(vae, pairs).figures["std"], 4))
+
+    @torch.no_grad()
+    def write(pairs: Sequence[Sample]) -> None:
+        vae.register_to_config(scaling_factor=round(1 / gate(vae, pairs).figures["std"], 4))
         save(pipeline_of(vae.requires_grad_(True)), recipe.run.out)
+
+    return Stage(
+        turns=[Turn("autoencoder", Generator(vae, recipe), recipe.peak_rate, autoencoder_groups(parameters, 1.0))],
+        source=partial(open_source, recipe.data),
+        validate=partial(gate, vae),
+        write=write,
+    )
 
 
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

@@ -11,29 +11,28 @@ an in-family twin of that restorer.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 import tyro
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ctsr.tiling import networks
-from training.data.data import Data, mini_data, open_photos, open_source, restored_source, sd21_data
-from training.engine.loop import Turn, fit
+from training.data.data import Data, mini_data, open_source, restored_source, sd21_data
+from training.data.photos import Photos
+from training.engine.loop import Turn
 from training.engine.run import Run
-from training.engine.sources import Sample
+from training.engine.sources import Sample, Source
 from training.losses.perceptual import perceptual_loss
 from training.losses.realism import total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses
 from training.model import adapt as adapting
-from training.model.adapt import Adapt, adapt, finish
+from training.model.adapt import Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
-from training.stages.stage import main, save, validate
-
-MINI_DISTANCES = Reconstruction(l1=1.0, l2=5.0, perceptual=0.0, features="none")
+from training.stages.stage import Stage, finish_and_save, main, validate
 
 
 @dataclass(frozen=True)
@@ -52,15 +51,20 @@ class Recipe:
     data: Data
     run: Run
     start: str
-    adapt: Adapt = adapting.MINI
+    adapt: Adapt = field(default_factory=Adapt)
     peak_rate: float = 5e-4
-    reconstruction: Reconstruction = MINI_DISTANCES
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
     latent_weight: float = 0.05
     lr: Path | None = None
     restored: Path | None = None
 
 
-MINI = Recipe(data=mini_data(), run=Run(out=tyro.MISSING, steps=6000), start=tyro.MISSING)
+MINI = Recipe(
+    data=mini_data(),
+    run=Run(out=tyro.MISSING, steps=6000),
+    start=tyro.MISSING,
+    reconstruction=Reconstruction(l1=1.0, l2=5.0, perceptual=0.0, features="none"),
+)
 SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=4000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
@@ -94,24 +98,28 @@ class Generator(nn.Module):
         return total(terms)
 
 
-def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
-    set_seed(recipe.run.seed)
-    photos, pairs = open_photos(recipe.data)
+def open_target(recipe: Recipe, photos: Photos) -> Source:
+    """Degraded photographs, or another restorer's pictures."""
+    if recipe.lr is None and recipe.restored is None:
+        return open_source(recipe.data, photos)
+    if recipe.lr is None or recipe.restored is None:
+        raise ValueError("Give --lr and --restored together, folders of pictures of the same names.")
+    return restored_source(recipe.data, recipe.lr, recipe.restored, None)
+
+
+def build(recipe: Recipe) -> Stage:
+    """The stage of a recipe."""
     pipeline = open_pipeline(recipe.start, "osediff")
     model = OneStep(pipeline)
     generator = Generator(model, recipe)
     groups = adapt(model, recipe.adapt)
-    source = open_source(recipe.data, photos)
-    if recipe.lr is not None or recipe.restored is not None:
-        if recipe.lr is None or recipe.restored is None:
-            raise ValueError("Give --lr and --restored together, folders of pictures of the same names.")
-        source = restored_source(recipe.data, recipe.lr, recipe.restored, None)
-    turns = [Turn("generator", generator, recipe.peak_rate, groups)]
-    if fit(recipe.run, source, turns, lambda: validate(model, pairs)):
-        finish(model, recipe.adapt)
-        save(pipeline, recipe.run.out)
+    return Stage(
+        turns=[Turn("generator", generator, recipe.peak_rate, groups)],
+        source=partial(open_target, recipe),
+        validate=partial(validate, model),
+        write=lambda _: finish_and_save(pipeline, model, recipe),
+    )
 
 
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

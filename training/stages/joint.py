@@ -13,34 +13,30 @@ decoder is frozen, so there is less that could learn together.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 import tyro
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ctsr.families import blend
-from training.data.data import Data, mini_data, open_photos, open_source
+from training.data.data import Data, mini_data, open_source
 from training.engine.draws import Draws
-from training.engine.loop import Turn, fit
+from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
-from training.losses import reconstruction
 from training.losses.adversarial import Adversarial
 from training.losses.path import path_loss
 from training.losses.perceptual import perceptual_loss
-from training.losses.realism import Realism, RealismTerms, total
+from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses
 from training.losses.scores import RegulariserLora
 from training.losses.vsd import VSD
-from training.model import adapt as adapting
-from training.model.adapt import Adapt, adapt, finish
+from training.model.adapt import Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
-from training.stages import osediff
-from training.stages.fidelity import MINI_DISTANCES
-from training.stages.stage import main, save, validate
-from training.stages.stage2 import DIAL, with_bends
+from training.stages.stage import Stage, finish_and_save, main, validate
+from training.stages.stage2 import with_bends
 
 
 @dataclass(frozen=True)
@@ -61,10 +57,10 @@ class Recipe:
     start: str
     prior: Path | None = None
     regulariser_lora: RegulariserLora | None = None
-    adapt: Adapt = adapting.MINI
+    adapt: Adapt = field(default_factory=Adapt)
     peak_rate: float = 2e-4
-    realistic: Reconstruction = reconstruction.MINI
-    faithful: Reconstruction = MINI_DISTANCES
+    realistic: Reconstruction = field(default_factory=Reconstruction)
+    faithful: Reconstruction = field(default_factory=Reconstruction)
     path: float = 4.0
     realism: Realism = field(default_factory=Realism)
 
@@ -76,9 +72,10 @@ MINI = Recipe(
     run=Run(out=tyro.MISSING, steps=2000, ema=0.99),
     start=tyro.MISSING,
     # Half of the factor with which fidelity trains the autoencoder, which is nearly there.
-    adapt=replace(adapting.MINI, autoencoder_factor=0.2),
+    adapt=Adapt(autoencoder_factor=0.2),
     # Less sharpening than osediff's, whose edges overshoot where a camera's own are soft.
-    realistic=replace(reconstruction.MINI, l2=3.0, sharpen=1.0),
+    realistic=Reconstruction(l1=1.0, l2=3.0, low=2.0, perceptual=0.0, features="none", sharpen=1.0),
+    faithful=Reconstruction(l1=1.0, l2=5.0, perceptual=0.0, features="none"),
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.5)),
 )
 RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI)}
@@ -108,21 +105,21 @@ class Dial(nn.Module):
         return {**total(terms | self.terms.losses(judged, x0, batch)), "fake": x0, "latents": judged}
 
 
-def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
+def build(recipe: Recipe) -> Stage:
+    """The stage of a recipe; raises ValueError for a UNet that does not learn as a whole."""
     if recipe.adapt.unet != "full":
         raise ValueError("What the two ends share must learn for both: give --adapt.unet full.")
-    set_seed(recipe.run.seed)
-    photos, pairs = open_photos(recipe.data)
     pipeline = with_bends(open_pipeline(recipe.start))
     model = OneStep(pipeline)
     groups = adapt(model, recipe.adapt)
-    terms = RealismTerms(recipe.realism, recipe.run.seed, osediff.prior_scores(recipe))
-    turns = [Turn("dial", Dial(model, recipe, terms), recipe.peak_rate, groups), *terms.turns]
-    if fit(recipe.run, open_source(recipe.data, photos), turns, lambda: validate(model, pairs, DIAL)):
-        finish(model, recipe.adapt)
-        save(pipeline, recipe.run.out)
+    terms = open_realism(recipe)
+    return Stage(
+        turns=[Turn("dial", Dial(model, recipe, terms), recipe.peak_rate, groups), *terms.turns],
+        source=partial(open_source, recipe.data),
+        validate=partial(validate, model),
+        write=lambda _: finish_and_save(pipeline, model, recipe),
+    )
 
 
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

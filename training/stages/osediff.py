@@ -8,32 +8,27 @@ Generator: rec(x, x_H) + realism terms on the latent or the picture. sd21 is the
 rank 4 on encoder and UNet. The mini's defaults are what measured best (README): an adversarial term, no VSD.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import tyro
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from ctsr import CTSRPipeline
-from ctsr.convert.prompts import encode_prompts
-from training.data.data import Data, mini_data, open_photos, open_source, sd21_data
-from training.engine.loop import Turn, fit
+from training.data.data import Data, mini_data, open_source, sd21_data
+from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
-from training.losses import reconstruction
 from training.losses.adversarial import Adversarial
 from training.losses.perceptual import perceptual_loss
-from training.losses.realism import Realism, RealismTerms, total
+from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses
-from training.losses.scores import RegulariserLora, Scores, open_scores
+from training.losses.scores import RegulariserLora
 from training.losses.vsd import VSD
 from training.model import adapt as adapting
-from training.model.adapt import Adapt, adapt, finish
-from training.model.base import NEGATIVE_PROMPT
+from training.model.adapt import Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
-from training.stages.stage import main, save, validate
+from training.stages.stage import Stage, finish_and_save, main, validate
 
 
 @dataclass(frozen=True)
@@ -50,9 +45,9 @@ class Recipe:
     run: Run
     start: str
     prior: Path | None = None
-    adapt: Adapt = adapting.MINI
+    adapt: Adapt = field(default_factory=Adapt)
     peak_rate: float = 1.5e-4
-    reconstruction: Reconstruction = reconstruction.MINI
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
     realism: Realism = field(default_factory=Realism)
     regulariser_lora: RegulariserLora | None = None
 
@@ -62,9 +57,9 @@ MINI = Recipe(
     run=Run(out=tyro.MISSING, steps=400, ema=0.98, warm_up=20, schedule="constant"),
     start=tyro.MISSING,
     # Encoder and decoder stay the lineage's common ones; stage 2 tunes the decoder.
-    adapt=replace(adapting.MINI, encoder="frozen", decoder=False, time_layers=False),
+    adapt=Adapt(encoder="frozen", decoder=False, time_layers=False),
     peak_rate=8e-5,  # at 1.5e-4 the generator outruns its discriminator and draws dots along edges
-    reconstruction=replace(reconstruction.MINI, l2=3.0, sharpen=1.5),
+    reconstruction=Reconstruction(l1=1.0, l2=3.0, low=2.0, perceptual=0.0, features="none", sharpen=1.5),
     # 0.4 holds for hundreds of steps; at 1 and more the discriminator is fooled by step 500.
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.4)),
 )
@@ -99,58 +94,20 @@ class Generator(nn.Module):
         return {**total(terms | self.terms.losses(judged, x, batch)), "fake": x, "latents": judged}
 
 
-class WithPrior(Protocol):
-    """A recipe that has realism terms: this one, and those of the stages that build on it."""
-
-    @property
-    def prior(self) -> Path | None: ...
-
-    @property
-    def adapt(self) -> Adapt: ...
-
-    @property
-    def realism(self) -> Realism: ...
-
-    @property
-    def regulariser_lora(self) -> RegulariserLora | None: ...
-
-
-def prior_scores(recipe: WithPrior) -> Scores | None:
-    """The score networks, if VSD is on."""
-    if not recipe.realism.vsd.weight:
-        return None
-    if recipe.prior is None:
-        raise ValueError("VSD needs a prior: give --prior, or set --realism.vsd.weight 0.")
-    negative = None
-    if recipe.realism.vsd.guidance != 1:
-        if not recipe.prior.is_dir():
-            raise ValueError(
-                f"Guidance of {recipe.realism.vsd.guidance:g} needs a negative prompt, and {recipe.prior} has no text "
-                "encoder: give a Stable Diffusion folder as --prior, or --realism.vsd.guidance 1."
-            )
-        negative = encode_prompts(recipe.prior, [NEGATIVE_PROMPT])
-    return open_scores(
-        open_pipeline(recipe.prior, "osediff"),
-        recipe.regulariser_lora,
-        recipe.adapt.rank,
-        recipe.adapt.alpha,
-        negative,
+def build(recipe: Recipe) -> Stage:
+    """The stage of a recipe."""
+    pipeline = open_pipeline(recipe.start, "osediff")
+    model = OneStep(pipeline)
+    groups = adapt(model, recipe.adapt)
+    terms = open_realism(recipe)
+    generator = Generator(model, recipe.reconstruction, terms)
+    return Stage(
+        turns=[Turn("generator", generator, recipe.peak_rate, groups), *terms.turns],
+        source=partial(open_source, recipe.data),
+        validate=partial(validate, model),
+        write=lambda _: finish_and_save(pipeline, model, recipe),
     )
 
 
-def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
-    set_seed(recipe.run.seed)
-    photos, pairs = open_photos(recipe.data)
-    pipeline: CTSRPipeline = open_pipeline(recipe.start, "osediff")
-    model = OneStep(pipeline)
-    groups = adapt(model, recipe.adapt)
-    terms = RealismTerms(recipe.realism, recipe.run.seed, prior_scores(recipe))
-    turns = [Turn("generator", Generator(model, recipe.reconstruction, terms), recipe.peak_rate, groups), *terms.turns]
-    if fit(recipe.run, open_source(recipe.data, photos), turns, lambda: validate(model, pairs)):
-        finish(model, recipe.adapt)
-        save(pipeline, recipe.run.out)
-
-
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

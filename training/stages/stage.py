@@ -1,33 +1,94 @@
-"""What the scripts of all stages share at their ends: the command line, validation, the file they leave."""
+"""What every stage is made of and ends with: its parts, its command line, its scores, its file.
+
+A stage's file holds a `Recipe`, its defaults by name in `RECIPES`, the loss of its networks, and `build`, which makes a
+`Stage` of a recipe. `train` does the rest.
+"""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 from accelerate import PartialState
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from ctsr import CTSRPipeline
 from ctsr.families import blend
-from training.data.data import batched
-from training.engine.loop import Report
-from training.engine.sources import Sample
+from training.data.data import Data, batches_of_one, open_photos
+from training.data.photos import Photos
+from training.engine.loop import Report, Turn, fit
+from training.engine.run import Run
+from training.engine.sources import Sample, Source
+from training.model.adapt import Adapt, finish
 from training.model.one_step import OneStep, enlarge
 
-RecipeT = TypeVar("RecipeT")
 RESULT = "model.safetensors"
-SHOWN = 4
+SHOWN = 4  # pictures in a report
+DIAL = (0.0, 0.5, 1.0)
 
 
-def main(recipes: Mapping[str, tuple[str, RecipeT]], train: Callable[[RecipeT], None]) -> None:
+class StageRecipe(Protocol):
+    """What `train` reads of a recipe."""
+
+    @property
+    def data(self) -> Data: ...
+
+    @property
+    def run(self) -> Run: ...
+
+
+class AdaptingRecipe(StageRecipe, Protocol):
+    """A recipe of a stage that trains parts of a one-step model."""
+
+    @property
+    def adapt(self) -> Adapt: ...
+
+
+RecipeT = TypeVar("RecipeT", bound=StageRecipe)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The parts of a stage.
+
+    Attributes:
+        turns: of a step, in order; the weights of the first are averaged.
+        source: the batches, given the photographs to train on.
+        validate: figures of the averaged weights on held-back pairs.
+        write: called with held-back pairs when all steps are done; leaves the networks in `run.out`.
+    """
+
+    turns: Sequence[Turn]
+    source: Callable[[Photos], Source]
+    validate: Callable[[Sequence[Sample]], Report]
+    write: Callable[[Sequence[Sample]], object]
+
+
+def train(build: Callable[[RecipeT], Stage], recipe: RecipeT) -> None:
+    """Trains what `build` makes of the recipe, or goes on from the last checkpoint; at the end writes the networks."""
+    set_seed(recipe.run.seed)
+    stage = build(recipe)
+    photos, pairs = open_photos(recipe.data)
+    if fit(recipe.run, stage.source(photos), stage.turns, lambda: stage.validate(pairs)):
+        stage.write(pairs)
+
+
+def read_recipe(recipes: Mapping[str, tuple[str, RecipeT]]) -> RecipeT:
+    """The recipe that the command line chooses by name and changes by its options; `recipes`: name -> help, recipe."""
+    return tyro.extras.overridable_config_cli(dict(recipes))
+
+
+def main(recipes: Mapping[str, tuple[str, RecipeT]], build: Callable[[RecipeT], Stage]) -> None:
     """`python -m training.stages.STAGE mini|sd21 --option ...`."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    train(tyro.extras.overridable_config_cli(dict(recipes)))
+    train(build, read_recipe(recipes))
 
 
 def luma(x: Tensor) -> Tensor:
@@ -41,24 +102,27 @@ def psnr_y(x: Tensor, y: Tensor) -> float:
     return float(10 * torch.log10(255**2 / F.mse_loss(luma(x.float()), luma(y.float())).clamp_min(1e-10)))
 
 
-def validate(model: OneStep, pairs: Sequence[Sample], dial: Sequence[float] = (0.0, 0.5, 1.0)) -> Report:
+def validate(
+    model: OneStep,
+    pairs: Sequence[Sample],
+    dial: Sequence[float] = DIAL,
+    latent: Callable[[Tensor, float], Tensor] | None = None,
+) -> Report:
     """Mean luma PSNR on held-back pairs, bicubic and along the dial, and the first few as pictures.
 
     Args:
         model: on any device.
         pairs: of `pairs.held_back_pairs`.
         dial: values of t.
+        latent: the latent of a low-resolution picture at t; by default the blend of the model's own endpoints.
     """
-    device = next(model.unet.parameters()).device
     rows: dict[str, list[float]] = {"bicubic": [], **{f"t={t:g}": [] for t in dial}}
     pictures: dict[str, list[Tensor]] = {}
-    for number, pair in enumerate(pairs):
-        sample = {name: tensor.to(device) for name, tensor in batched(pair).items()}
-        truth, ends = sample["soft"], model(sample["lr"])
-        results = {f"t={t:g}": model.decode(blend(ends, t)) for t in dial}
-        results = {"bicubic": enlarge(sample["lr"]), **results}
+    for number, sample in enumerate(batches_of_one(pairs, model.unet)):
+        at = partial(latent, sample["lr"]) if latent else partial(blend, model(sample["lr"]))
+        results = {"bicubic": enlarge(sample["lr"]), **{f"t={t:g}": model.decode(at(t)) for t in dial}}
         for name, picture in results.items():
-            rows[name].append(psnr_y(picture, truth))
+            rows[name].append(psnr_y(picture, sample["soft"]))
         if number < SHOWN:
             for name, picture in {**results, "HR": sample["sharp"]}.items():
                 pictures.setdefault(name, []).append(picture)
@@ -72,3 +136,9 @@ def save(pipeline: CTSRPipeline, out: Path) -> Path:
     if PartialState().is_main_process:
         pipeline.save_single_file(path, torch.float32)
     return path
+
+
+def finish_and_save(pipeline: CTSRPipeline, model: OneStep, recipe: AdaptingRecipe) -> Path:
+    """Saves the networks of `model`, which are the pipeline's, in fp32 and as the recipe wants LoRA: merged or kept."""
+    finish(model, recipe.adapt)
+    return save(pipeline, recipe.run.out)

@@ -14,38 +14,35 @@ means, one noise for both latents, tau from 20 to 979, and the truth encoded by 
 trained.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal, cast
 
 import torch
 import tyro
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
-from ctsr import CTSRPipeline
 from ctsr.families import blend
-from training.data.data import mini_data, open_photos, sd21_data
+from training.data.data import mini_data, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Turn, fit
+from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
-from training.losses import reconstruction
+from training.losses.adversarial import Adversarial
 from training.losses.dual_teacher import clean_consistency, directed, literal_agreement, literal_consistency, noised
 from training.losses.perceptual import perceptual_loss
-from training.losses.realism import Realism, RealismTerms, total
+from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses
 from training.losses.scores import RegulariserLora
-from training.losses.vsd import HIGHEST, LOWEST
+from training.losses.vsd import HIGHEST, LOWEST, VSD
 from training.model import adapt as adapting
-from training.model.adapt import Group, adapt, finish
+from training.model.adapt import Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
-from training.stages import osediff
-from training.stages.stage import main, save, validate
+from training.stages.stage import Stage, finish_and_save, main, validate
 from training.stages.teachers import (
+    CTSRRecipe,
     Faithful,
-    StageRecipe,
     faithful_source,
     frozen,
     open_faithful,
@@ -80,8 +77,8 @@ class Distillation:
 
 
 @dataclass(frozen=True)
-class Recipe(StageRecipe):
-    """Defaults and their reasons; see `StageRecipe` for the others.
+class Recipe(CTSRRecipe):
+    """Defaults and their reasons; see `CTSRRecipe` for the others.
 
     Attributes:
         start: file of `training.stages.osediff`: the realism teacher, and the student's start.
@@ -90,7 +87,7 @@ class Recipe(StageRecipe):
     """
 
     distillation: Distillation = field(default_factory=Distillation)
-    reconstruction: Reconstruction = reconstruction.MINI
+    reconstruction: Reconstruction = field(default_factory=Reconstruction)
     realism: Realism = field(default_factory=Realism)
     prior: Path | None = None
     regulariser_lora: RegulariserLora | None = None
@@ -98,15 +95,16 @@ class Recipe(StageRecipe):
 
 MINI = Recipe(
     data=mini_data(),
-    run=replace(osediff.MINI.run, steps=200),
+    # As `training.stages.osediff`, of which this goes on.
+    run=Run(out=tyro.MISSING, steps=200, ema=0.98, warm_up=20, schedule="constant"),
     start=tyro.MISSING,
-    adapt=osediff.MINI.adapt,
-    peak_rate=osediff.MINI.peak_rate,
-    reconstruction=osediff.MINI.reconstruction,
+    adapt=Adapt(encoder="frozen", decoder=False, time_layers=False),
+    peak_rate=8e-5,
+    reconstruction=Reconstruction(l1=1.0, l2=3.0, low=2.0, perceptual=0.0, features="none", sharpen=1.5),
     # A hundredth of the paper's: beside L1 on pixels, whose gradient by a latent is far smaller, the paper's 16.5 on
     # the direction to the truth is some hundred times all the rest.
     distillation=Distillation(teacher_as="endpoint", realism=0.01, fidelity=0.02),
-    realism=osediff.MINI.realism,
+    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.4)),
 )
 SD21 = Recipe(
     data=sd21_data(),
@@ -222,35 +220,23 @@ class Student(nn.Module):
         return {**total(terms), "fake": x, "latents": judged}
 
 
-def open_teachers(recipe: Recipe) -> DualTeacher:
-    """Both teachers, frozen, and the encoder of the truth."""
-    realistic = frozen(open_pipeline(recipe.start), recipe.adapt)
+def build(recipe: Recipe) -> Stage:
+    """The stage of a recipe."""
+    pipeline = open_pipeline(recipe.start)
+    model, realistic = OneStep(pipeline), frozen(open_pipeline(recipe.start), recipe.adapt)
     vae = plain_vae(recipe, realistic)
     faithful = open_faithful(recipe, vae)
-    return DualTeacher(recipe.distillation, realistic, faithful, vae, recipe.run.seed)
-
-
-def build(recipe: Recipe) -> tuple[CTSRPipeline, Sequence[Turn]]:
-    """The student's pipeline and the turns of a step."""
-    pipeline = open_pipeline(recipe.start)
-    model = OneStep(pipeline)
-    teachers = open_teachers(recipe)
-    terms = RealismTerms(recipe.realism, recipe.run.seed, osediff.prior_scores(recipe))
+    teachers = DualTeacher(recipe.distillation, realistic, faithful, vae, recipe.run.seed)
+    terms = open_realism(recipe)
     student = Student(model, teachers, recipe.reconstruction, terms)
-    groups: list[Group] = adapt(model, recipe.adapt)
-    return pipeline, [Turn("student", student, recipe.peak_rate, groups), *terms.turns]
-
-
-def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
-    set_seed(recipe.run.seed)
-    photos, pairs = open_photos(recipe.data)
-    pipeline, turns = build(recipe)
-    model = cast(Student, turns[0].module).model
-    if fit(recipe.run, faithful_source(recipe, photos), turns, lambda: validate(model, pairs, dial=(0.0,))):
-        finish(model, recipe.adapt)
-        save(pipeline, recipe.run.out)
+    groups = adapt(model, recipe.adapt)
+    return Stage(
+        turns=[Turn("student", student, recipe.peak_rate, groups), *terms.turns],
+        source=partial(faithful_source, recipe),
+        validate=partial(validate, model, dial=(0.0,)),
+        write=lambda _: finish_and_save(pipeline, model, recipe),
+    )
 
 
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

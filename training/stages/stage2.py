@@ -10,35 +10,34 @@ that its pictures are the blends of the end pictures, which a straight line of l
 """
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 import tyro
-from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import Endpoints, blend
-from training.data.data import mini_data, open_photos, sd21_data
+from training.data.data import mini_data, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Turn, fit
+from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.path import faithful_loss, path_loss, way_loss, weigh_gradient
-from training.losses.realism import Realism, RealismTerms, total
+from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.scores import RegulariserLora
+from training.losses.vsd import VSD
 from training.model import adapt as adapting
-from training.model.adapt import Adapt, Group, adapt, finish
+from training.model.adapt import Adapt, Group, adapt
 from training.model.channels import widen_conv_out
 from training.model.one_step import OneStep, enlarge, open_pipeline
-from training.stages import osediff
-from training.stages.stage import main, save, validate
-from training.stages.teachers import Faithful, StageRecipe, faithful_source, frozen, open_faithful, plain_vae
+from training.stages.stage import Stage, finish_and_save, main, validate
+from training.stages.teachers import CTSRRecipe, Faithful, faithful_source, frozen, open_faithful, plain_vae
 
 GROUPS = 3  # o, delta, kappa
-DIAL = (0.0, 0.5, 1.0)
 
 
 @dataclass(frozen=True)
@@ -64,8 +63,8 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Recipe(StageRecipe):
-    """Defaults and their reasons; see `StageRecipe` for the others.
+class Recipe(CTSRRecipe):
+    """Defaults and their reasons; see `CTSRRecipe` for the others.
 
     Attributes:
         start: file of `training.stages.stage1`.
@@ -87,8 +86,8 @@ MINI = Recipe(
     data=mini_data(),
     run=Run(out=tyro.MISSING, steps=2000, ema=0.995),
     start=tyro.MISSING,
-    adapt=replace(adapting.MINI, unet="frozen", encoder="frozen", time_layers=False, autoencoder_factor=0.05),
-    realism=Realism(vsd=osediff.MINI.realism.vsd),
+    adapt=Adapt(unet="frozen", encoder="frozen", time_layers=False, autoencoder_factor=0.05),
+    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True)),
 )
 SD21 = Recipe(
     data=sd21_data(),
@@ -186,23 +185,23 @@ class Bends(nn.Module):
         return terms
 
 
-def train(recipe: Recipe) -> None:
-    """Trains, or goes on from the last checkpoint; at the end writes the networks."""
+def build(recipe: Recipe) -> Stage:
+    """The stage of a recipe."""
     check(recipe)
-    set_seed(recipe.run.seed)
-    photos, pairs = open_photos(recipe.data)
     pipeline = with_bends(open_pipeline(recipe.start))
     model, stage1 = OneStep(pipeline), frozen(open_pipeline(recipe.start), recipe.adapt)
-    terms = RealismTerms(recipe.realism, recipe.run.seed, osediff.prior_scores(recipe))
+    terms = open_realism(recipe)
     groups = adapt(model, recipe.adapt)
     if recipe.adapt.unet != "full":
         groups.append(bend_group(model.unet))
     faithful = open_faithful(recipe, plain_vae(recipe, stage1))
-    turns = [Turn("bends", Bends(model, stage1, faithful, recipe, terms), recipe.peak_rate, groups), *terms.turns]
-    if fit(recipe.run, faithful_source(recipe, photos), turns, lambda: validate(model, pairs, DIAL)):
-        finish(model, recipe.adapt)
-        save(pipeline, recipe.run.out)
+    return Stage(
+        turns=[Turn("bends", Bends(model, stage1, faithful, recipe, terms), recipe.peak_rate, groups), *terms.turns],
+        source=partial(faithful_source, recipe),
+        validate=partial(validate, model),
+        write=lambda _: finish_and_save(pipeline, model, recipe),
+    )
 
 
 if __name__ == "__main__":
-    main(RECIPES, train)
+    main(RECIPES, build)

@@ -3,7 +3,7 @@
 The faithful teacher is a network of the student's family, or another restorer, of which only the pictures are known.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,14 +17,13 @@ from training.data.data import Data, open_source, restored_source
 from training.data.photos import Photos
 from training.engine.run import Run
 from training.engine.sources import Sample, Source
-from training.model import adapt as adapting
 from training.model.adapt import Adapt, recompute, to_base_dtype
 from training.model.one_step import OneStep, open_pipeline
 
 
 @dataclass(frozen=True)
-class StageRecipe:
-    """What such a recipe names.
+class CTSRRecipe:
+    """What the recipes of both stages name.
 
     Attributes:
         start: file of the stage before.
@@ -43,7 +42,7 @@ class StageRecipe:
     restored: Path | None = None
     hr: Path | None = None
     autoencoder: str | None = None
-    adapt: Adapt = adapting.MINI
+    adapt: Adapt = field(default_factory=Adapt)
     peak_rate: float = 1e-4
 
 
@@ -82,7 +81,7 @@ def plain_latents(vae: nn.Module, x: Tensor) -> Tensor:
         return float(cast(Any, vae).config["scaling_factor"]) * networks.encoder(vae, None).call(x).float()
 
 
-def plain_vae(recipe: StageRecipe, start: OneStep) -> nn.Module:
+def plain_vae(recipe: CTSRRecipe, start: OneStep) -> nn.Module:
     """The frozen autoencoder whose plain encoder gives latents of clean pictures: of a base, or `start`'s own."""
     if recipe.autoencoder is None:
         return start.vae
@@ -91,14 +90,14 @@ def plain_vae(recipe: StageRecipe, start: OneStep) -> nn.Module:
     return vae
 
 
-def open_faithful(recipe: StageRecipe, vae: nn.Module) -> Faithful:
+def open_faithful(recipe: CTSRRecipe, vae: nn.Module) -> Faithful:
     """The faithful teacher: a network's file, or another restorer's pictures, which `vae` encodes."""
     if (recipe.fidelity is None) == (recipe.restored is None):
         raise ValueError("Give one faithful teacher: --fidelity FILE, or --lr, --restored and --hr FOLDER.")
     return Faithful(None if recipe.fidelity is None else frozen(open_pipeline(recipe.fidelity), recipe.adapt), vae)
 
 
-def faithful_source(recipe: StageRecipe, photos: Photos) -> Source:
+def faithful_source(recipe: CTSRRecipe, photos: Photos) -> Source:
     """Degraded photographs, or another restorer's pictures as `soft` beside their truth as `sharp`."""
     if recipe.restored is None:
         return open_source(recipe.data, photos)

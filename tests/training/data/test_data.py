@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from training.data.data import Data, batched, mini_data, open_photos, open_source, sd21_data
+from training.data.data import Data, batches_of_one, mini_data, open_photos, open_source, sd21_data
 from training.data.pairs import Pairs, make_pair
 from training.data.photos import load_photos
 from training.data.shards import write
@@ -59,8 +60,9 @@ def test_a_pattern_that_matches_nothing_is_an_error(data: Data, tmp_path: Path) 
 def test_one_pair_is_held_back_of_every_photograph_that_is(data: Data) -> None:
     photos, pairs = open_photos(data)
     assert (len(photos.train), len(photos.held_back), len(pairs)) == (3, 1, 1)
-    assert batched(pairs[0])["sharp"].shape == (1, 3, 272, 272)
-    assert batched(pairs[0])["index"].shape == (1,)
+    (sample,) = batches_of_one(pairs, nn.Linear(1, 1))
+    assert sample["sharp"].shape == (1, 3, 272, 272)
+    assert sample["index"].shape == (1,)
 
 
 def test_beside_shards_only_the_held_back_photographs_are_in_memory(data: Data) -> None:

@@ -20,10 +20,11 @@ from training.data.data import Data
 from training.data.pairs import Pairs
 from training.data.shards import write
 from training.engine.run import Run
+from training.losses import realism as realism_terms
 from training.losses.realism import Realism
 from training.losses.scores import Scores
 from training.losses.vsd import VSD
-from training.stages import osediff
+from training.stages import osediff, stage
 
 ROOT = Path(__file__).parents[3]
 TURNS = ("generator", "regulariser", "discriminator")  # in the order of their optimizers' steps
@@ -85,12 +86,12 @@ def train(case: Case) -> Gradients:
         if len(found) < len(TURNS):
             found.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
 
-    handle, open_them = register_optimizer_step_pre_hook(note), osediff.prior_scores
-    osediff.prior_scores = lambda recipe: grown_apart(open_them(recipe))
+    handle, open_them = register_optimizer_step_pre_hook(note), realism_terms.prior_scores
+    realism_terms.prior_scores = lambda recipe: grown_apart(open_them(recipe))
     try:
-        osediff.train(case.recipe)
+        stage.train(osediff.build, case.recipe)
     finally:
-        osediff.prior_scores = open_them
+        realism_terms.prior_scores = open_them
         handle.remove()
     return found
 

@@ -22,6 +22,7 @@ from training.losses.realism import Realism
 from training.losses.vsd import VSD
 from training.stages import osediff
 from training.stages.osediff import Generator
+from training.stages.stage import train
 
 ROOT = Path(__file__).parents[3]
 STEPS, COMPARED = 60, 20
@@ -117,7 +118,7 @@ def test_three_turns_stopped_by_sigterm_go_on_as_if_they_had_not_been(
         prior=tiny_prior_file,
         realism=Realism(VSD(weight=1.0, guidance=1.0), adversarial),
     )
-    osediff.train(recipe)
+    train(osediff.build, recipe)
     parts = replace(recipe, run=replace(recipe.run, out=tmp_path / "parts"))
     forward = Generator.forward
 
@@ -128,10 +129,10 @@ def test_three_turns_stopped_by_sigterm_go_on_as_if_they_had_not_been(
 
     with monkeypatch.context() as patch:
         patch.setattr(Generator, "forward", stop_in_the_fourth_step)
-        osediff.train(parts)
+        train(osediff.build, parts)
     assert torch.load(parts.run.out / "checkpoint.pt", weights_only=True)["step"] == 4
     assert not (parts.run.out / "model.safetensors").exists()
-    osediff.train(parts)
+    train(osediff.build, parts)
     expected, found = (losses(event_files(out)) for out in (recipe.run.out, parts.run.out))
     assert {name.split("/")[0] for name in found} == {"generator", "regulariser", "discriminator", "held back"}
     assert found == expected

@@ -18,6 +18,7 @@ from training.model.lora import unet_targets
 from training.model.one_step import OneStep
 from training.research import oftsr
 from training.research.oftsr import DistilRecipe, FlowModel, SampledFlow, TeacherRecipe
+from training.stages.stage import train
 
 SIZES = ("mini", "sd21")
 
@@ -151,7 +152,7 @@ def test_teacher_and_student_learn_the_unet_alone_and_the_students_file_upscales
     moved: Callable[[CTSRPipeline, CTSRPipeline, str], set[str]],
 ) -> None:
     teacher, student = recipes(size)
-    oftsr.train(teacher)
+    train(oftsr.build, teacher)
     first, flow = in_base_dtype(oftsr.open_flow(teacher.start), size), load(teacher.run)
     everything = {name for name in first.unet.state_dict() if not name.startswith("time_embedding.")}
     targets = {f"{name}.weight" for group in unet_targets(first.unet).values() for name in group}
@@ -159,7 +160,7 @@ def test_teacher_and_student_learn_the_unet_alone_and_the_students_file_upscales
     assert everything <= learned if size == "mini" else learned == targets | {"conv_in.bias"}
     assert moved(first, flow, "vae") == set()
     assert flow.unet.conv_in.weight[:, 4:].abs().sum() > 0  # the condition is seen by now
-    oftsr.train(student)
+    train(oftsr.build, student)
     trained = load(student.run)
     learned = moved(in_base_dtype(flow, size), trained, "unet")
     assert everything <= learned if size == "mini" else learned == targets
@@ -184,7 +185,7 @@ def check_upscales(pipeline: CTSRPipeline) -> None:
 def test_a_student_needs_a_teacher(recipes: Callable[..., tuple[TeacherRecipe, DistilRecipe]]) -> None:
     teacher, student = recipes("mini")
     with pytest.raises(ValueError, match="give the file of the teacher"):
-        oftsr.train(replace(student, start=teacher.start))
+        train(oftsr.build, replace(student, start=teacher.start))
 
 
 def test_the_recipes_are_the_papers() -> None:

@@ -18,6 +18,7 @@ from training.losses.vsd import add_noise
 from training.model.one_step import OneStep, open_pipeline
 from training.research import prior
 from training.research.prior import NoiseLoss, score
+from training.stages.stage import train
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_the_score_of_a_prior_that_knows_the_noise_is_zero(
 def test_the_stage_moves_the_unet_alone_and_vsd_can_take_its_file(
     recipe: prior.Recipe, reload: Callable[[Path], CTSRPipeline]
 ) -> None:
-    prior.train(recipe)
+    train(prior.build, recipe)
     trained, start = reload(recipe.run.out), open_pipeline(recipe.start)
     assert trained.family.name == "osediff"
     assert trained.family.parameterization == "epsilon"

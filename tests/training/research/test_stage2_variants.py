@@ -19,6 +19,7 @@ from training.research.stage2_variants import (
     literal_latent,
     open_variant,
 )
+from training.stages.stage import train
 
 Moved = Callable[[object, object, str], set[str]]
 
@@ -64,13 +65,13 @@ def test_t_is_told_as_a_timestep_is(stage_files: dict[str, Path]) -> None:
 
 
 def test_b2_of_the_mini_comes_back(mini: Recipe) -> None:
-    stage2_variants.train(replace(mini, flow=1.0))
+    train(stage2_variants.build, replace(mini, flow=1.0))
     assert not (mini.run.out / "model.safetensors").exists()
     check_b2(mini)
 
 
 def test_b2_at_sd_size_comes_back(sd21: Recipe) -> None:
-    stage2_variants.train(sd21)
+    train(stage2_variants.build, sd21)
     check_b2(sd21)
 
 
@@ -87,7 +88,7 @@ def check_b2(recipe: Recipe) -> None:
 
 def test_the_printed_equations_train_a_velocity(mini: Recipe, moved: Moved) -> None:
     """Without a faithful teacher: they have none."""
-    stage2_variants.train(replace(mini, variant="literal", fidelity=None))
+    train(stage2_variants.build, replace(mini, variant="literal", fidelity=None))
     stage1, student = OneStep(open_pipeline(mini.start)), open_variant(mini.start, mini.run.out / "unet")
     assert moved(stage1, student, "unet")
     z = latents(1, 4, 8, 8)
@@ -115,9 +116,9 @@ def test_t_and_the_later_t_are_in_order() -> None:
 )
 def test_settings_that_cannot_work_are_refused(mini: Recipe, what: dict[str, object], match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        stage2_variants.train(replace(mini, adapt=replace(mini.adapt, **what)))
+        train(stage2_variants.build, replace(mini, adapt=replace(mini.adapt, **what)))
 
 
 def test_one_faithful_teacher_it_must_be(mini: Recipe) -> None:
     with pytest.raises(ValueError, match="one faithful teacher"):
-        stage2_variants.train(replace(mini, fidelity=None))
+        train(stage2_variants.build, replace(mini, fidelity=None))

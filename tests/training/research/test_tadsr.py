@@ -23,6 +23,7 @@ from training.losses.vsd import half_timesteps
 from training.model.lora import unet_targets, vae_targets
 from training.model.one_step import OneStep
 from training.research import tadsr
+from training.stages.stage import train
 
 TIMESTEPS = (100, 900)
 Moved = Callable[[CTSRPipeline, CTSRPipeline, str], set[str]]
@@ -85,16 +86,16 @@ def latents(pipeline: CTSRPipeline, timestep: int) -> Tensor:
 def train_twice(moved: Moved) -> Callable[[tadsr.Recipe], CTSRPipeline]:
     """What a recipe leaves; the second run has only to read the checkpoint, and leaves the same."""
 
-    def train(recipe: tadsr.Recipe) -> CTSRPipeline:
+    def run(recipe: tadsr.Recipe) -> CTSRPipeline:
         pipelines: list[CTSRPipeline] = []
         for _ in range(2):
-            tadsr.train(recipe)
+            train(tadsr.build, recipe)
             pipelines.append(CTSRPipeline.from_single_file(recipe.run.out / "model.safetensors", torch.float32))
         assert moved(*pipelines, "vae") == moved(*pipelines, "unet") == set()
         assert pipelines[0].family == pipelines[1].family
         return pipelines[1]
 
-    return train
+    return run
 
 
 def test_the_generators_timesteps_are_fifty_integers_each_as_likely() -> None:

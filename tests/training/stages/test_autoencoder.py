@@ -18,6 +18,7 @@ from training.model.dct_init import dct_init_
 from training.model.one_step import enlarge
 from training.stages import autoencoder
 from training.stages.autoencoder import Generator, gate, gradient_l1, psnr
+from training.stages.stage import train
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_the_gate_measures_both_kinds_of_pictures(
 def test_the_stage_moves_all_but_the_time_layers_and_its_file_gives_back_the_enlarged_picture(
     recipe: autoencoder.Recipe, reload: Callable[[Path], CTSRPipeline]
 ) -> None:
-    autoencoder.train(recipe)
+    train(autoencoder.build, recipe)
     pipeline = reload(recipe.run.out)
     torch.manual_seed(0)
     start = TimeAwareAutoencoderMini(latent_channels=16)

@@ -18,6 +18,7 @@ from training.model.lora import unet_targets, vae_targets
 from training.model.one_step import OneStep, open_pipeline
 from training.stages import fidelity
 from training.stages.fidelity import Generator
+from training.stages.stage import train
 
 pytest.importorskip("peft")
 
@@ -59,7 +60,7 @@ def test_the_loss_is_of_the_soft_truth_and_its_first_latents(
 
 
 def test_the_mini_moves_as_a_whole(mini: fidelity.Recipe, moved: Moved, reload: Reload) -> None:
-    fidelity.train(mini)
+    train(fidelity.build, mini)
     start, trained = open_pipeline(mini.start), reload(mini.run.out)
     assert trained.family == start.family
     for part in ("unet", "vae"):
@@ -74,14 +75,14 @@ def test_delta_and_kappa_stay_zero(
         for tensor in (pipeline.unet.conv_out.weight, pipeline.unet.conv_out.bias):
             tensor[4:].zero_()
     pipeline.save_single_file(tmp_path / "start.safetensors", torch.float32)
-    fidelity.train(replace(mini, start=str(tmp_path / "start.safetensors")))
+    train(fidelity.build, replace(mini, start=str(tmp_path / "start.safetensors")))
     o, *bends = reload(mini.run.out).unet.conv_out.weight.chunk(3)
     assert not torch.equal(o, pipeline.unet.conv_out.weight[:4])
     assert all(bend.abs().sum() == 0 for bend in bends)
 
 
 def test_stable_diffusion_learns_lora_and_conv_in(sd21: fidelity.Recipe, moved: Moved, reload: Reload) -> None:
-    fidelity.train(sd21)
+    train(fidelity.build, sd21)
     start, trained = open_pipeline(sd21.start, "osediff"), reload(sd21.run.out)
     assert trained.family.name == "osediff"
     for module in (start.unet, start.vae):
@@ -115,7 +116,7 @@ def test_another_restorers_pictures_can_be_the_target(
         return forward(self, batch)
 
     monkeypatch.setattr(Generator, "forward", watch)
-    fidelity.train(replace(mini, lr=lr, restored=restored))
+    train(fidelity.build, replace(mini, lr=lr, restored=restored))
     reload(mini.run.out)
     target = np.stack([np.asarray(Image.open(path)) for path in sorted(restored.iterdir())])
     values = {tuple(pixel) for pixel in target.reshape(-1, 3).tolist()}
@@ -128,7 +129,7 @@ def test_another_restorers_pictures_can_be_the_target(
 def test_one_folder_without_the_other_is_an_error(mini: fidelity.Recipe, tmp_path: Path) -> None:
     for wrong in (replace(mini, lr=tmp_path), replace(mini, restored=tmp_path)):
         with pytest.raises(ValueError, match="together"):
-            fidelity.train(wrong)
+            train(fidelity.build, wrong)
 
 
 def test_the_recipe_of_stable_diffusion_is_distances_alone() -> None:

@@ -19,6 +19,7 @@ from training.losses.vsd import VSD
 from training.model.one_step import OneStep, open_pipeline
 from training.stages import joint
 from training.stages.joint import Dial
+from training.stages.stage import train
 
 SILENT = Reconstruction(l1=0.0, l2=0.0, low=0.0, perceptual=0.0, features="none")
 L2 = replace(SILENT, l2=1.0)
@@ -41,7 +42,7 @@ def test_every_weight_learns_under_both_realism_terms(
     reload: Callable[[Path], CTSRPipeline],
 ) -> None:
     both = Realism(VSD(weight=1.0, guidance=1.0), Adversarial(weight=0.5, delay=0))
-    joint.train(replace(recipe, realism=both, prior=tiny_prior_file, run=replace(recipe.run, warm_up=0)))
+    train(joint.build, replace(recipe, realism=both, prior=tiny_prior_file, run=replace(recipe.run, warm_up=0)))
     state = torch.load(recipe.run.out / "checkpoint.pt", weights_only=True)
     assert state["modules"].keys() == {"dial", "regulariser", "discriminator"}
     before, after = open_pipeline(recipe.start), reload(recipe.run.out)
@@ -93,4 +94,4 @@ def test_features_of_an_end_count_where_they_are_asked_for(
 
 def test_a_unet_that_does_not_learn_is_refused(recipe: joint.Recipe) -> None:
     with pytest.raises(ValueError, match=r"--adapt\.unet full"):
-        joint.train(replace(recipe, adapt=replace(recipe.adapt, unet="frozen")))
+        train(joint.build, replace(recipe, adapt=replace(recipe.adapt, unet="frozen")))

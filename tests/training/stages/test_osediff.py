@@ -15,14 +15,15 @@ from training.data.pairs import Pairs
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
-from training.losses.realism import Realism, RealismTerms
+from training.losses.realism import Realism, RealismTerms, prior_scores
 from training.losses.reconstruction import Reconstruction
 from training.losses.vsd import VSD
 from training.model.base import NEGATIVE_PROMPT
 from training.model.lora import unet_targets, vae_targets
 from training.model.one_step import OneStep, open_pipeline
 from training.stages import osediff
-from training.stages.osediff import Generator, prior_scores
+from training.stages.osediff import Generator
+from training.stages.stage import train
 
 pytest.importorskip("peft")
 
@@ -84,7 +85,7 @@ def test_the_mini_learns_its_unet_and_each_term_its_own_network(
     mini: osediff.Recipe, moved: Moved, reload: Reload, realism: Realism, turns: set[str]
 ) -> None:
     recipe = replace(mini, realism=realism)
-    osediff.train(recipe)
+    train(osediff.build, recipe)
     start, trained, state = open_pipeline(recipe.start), reload(recipe.run.out), checkpoint(recipe)
     assert trained.family == start.family
     assert moved(start, trained, "unet") == set(start.unet.state_dict())
@@ -106,7 +107,7 @@ def test_the_terms_move_the_result(mini: osediff.Recipe, reload: Reload, tmp_pat
         ("adversarial", Realism(adversarial=ADVERSARIAL_ON)),
     ):
         recipe = replace(mini, realism=realism, run=replace(mini.run, out=tmp_path / name, precision="no"))
-        osediff.train(recipe)
+        train(osediff.build, recipe)
         weights[name] = reload(recipe.run.out).unet.conv_out.weight
     assert not torch.equal(weights["vsd"], weights["neither"])
     assert not torch.equal(weights["adversarial"], weights["neither"])
@@ -117,7 +118,7 @@ def test_stable_diffusion_learns_lora_and_conv_in_and_its_regulariser_the_adapte
     sd21: osediff.Recipe, moved: Moved, reload: Reload, lora
 ) -> None:
     recipe = replace(sd21, regulariser_lora=lora)
-    osediff.train(recipe)
+    train(osediff.build, recipe)
     start, trained, state = open_pipeline(recipe.start, "osediff"), reload(recipe.run.out), checkpoint(recipe)
     targets = unet_targets(start.unet)
     modules = [name for group in targets.values() for name in group]
@@ -177,7 +178,7 @@ def test_guidance_without_a_text_encoder_is_an_error_that_says_what_to_do(mini: 
 
 def test_vsd_without_a_prior_is_an_error_that_says_what_to_do(mini: osediff.Recipe) -> None:
     with pytest.raises(ValueError, match="give --prior"):
-        osediff.train(replace(mini, prior=None, realism=Realism(VSD_ON)))
+        train(osediff.build, replace(mini, prior=None, realism=Realism(VSD_ON)))
 
 
 def test_the_recipe_of_stable_diffusion_is_the_papers() -> None:

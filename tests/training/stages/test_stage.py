@@ -20,7 +20,7 @@ from training.engine.sources import Sample
 from training.model.one_step import OneStep, enlarge
 from training.research import prior
 from training.stages import autoencoder, fidelity, joint, osediff
-from training.stages.stage import luma, main, psnr_y, save, validate
+from training.stages.stage import luma, psnr_y, read_recipe, save, validate
 
 
 def test_luma_is_bt601() -> None:
@@ -83,10 +83,8 @@ class Recipe:
 def test_the_command_line_chooses_a_recipe_and_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
     base = Recipe(Run(tyro.MISSING, steps=10), tyro.MISSING)
     recipes = {"mini": ("small", base), "sd21": ("large", Recipe(Run(tyro.MISSING, steps=99), tyro.MISSING))}
-    seen: list[Recipe] = []
     monkeypatch.setattr(sys, "argv", ["x", "sd21", "--run.out", "there", "--start", "mini", "--run.batch", "3"])
-    main(recipes, seen.append)
-    assert seen == [Recipe(Run(Path("there"), steps=99, batch=3), "mini")]
+    assert read_recipe(recipes) == Recipe(Run(Path("there"), steps=99, batch=3), "mini")
 
 
 @pytest.mark.parametrize("stage", [autoencoder, fidelity, prior, osediff, joint])
@@ -98,10 +96,8 @@ def test_the_recipes_of_a_stage_can_be_run_from_the_command_line(
         words += ["--data.pairs.crop", "64"]
         words += ["--start", "here"] if hasattr(recipe, "start") else []
         words += ["--prior", "base"] if getattr(recipe, "prior", None) is tyro.MISSING else []
-        seen: list = []
         monkeypatch.setattr(sys, "argv", words)
-        main(stage.RECIPES, seen.append)
-        (found,) = seen
+        found = read_recipe(stage.RECIPES)
         assert found.run.precision == "no"
         assert found.run.steps == recipe.run.steps
         assert found.peak_rate == recipe.peak_rate
@@ -113,7 +109,7 @@ def test_what_a_recipe_cannot_know_must_be_given(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["x", "mini", "--run.out", "there"])
     with pytest.raises(SystemExit):
-        main(fidelity.RECIPES, lambda recipe: None)
+        read_recipe(fidelity.RECIPES)
     said = capsys.readouterr()
     assert "--data.photos" in said.out + said.err
     assert "--start" in said.out + said.err

@@ -19,6 +19,7 @@ from training.losses.vsd import VSD, add_noise
 from training.model.lora import unet_targets, vae_targets
 from training.model.one_step import OneStep, open_pipeline
 from training.stages import stage1
+from training.stages.stage import train
 from training.stages.stage1 import Distillation, DualTeacher
 from training.stages.teachers import Faithful, plain_latents
 
@@ -49,7 +50,7 @@ def dual_teacher(make_mini: Callable[..., CTSRPipeline], settings: Distillation,
 
 def test_mini(mini: stage1.Recipe, moved: Moved, reload: Reload) -> None:
     """The UNet learns; the autoencoder is the lineage's common one."""
-    stage1.train(mini)
+    train(stage1.build, mini)
     before, after = open_pipeline(mini.start), reload(mini.run.out)
     assert after.config["family"] == "ctsr"
     assert moved(before, after, "vae") == set()
@@ -57,13 +58,13 @@ def test_mini(mini: stage1.Recipe, moved: Moved, reload: Reload) -> None:
 
 
 def test_sd21(sd21: stage1.Recipe, reload: Reload) -> None:
-    stage1.train(sd21)
+    train(stage1.build, sd21)
     assert reload(sd21.run.out).config["family"] == "osediff"
 
 
 def test_sd21_moves_what_lora_adapts(sd21: stage1.Recipe, moved: Moved, reload: Reload) -> None:
     """Merged at the end; with a base in fp32, since bf16 rounds the frozen weights too."""
-    stage1.train(replace(sd21, adapt=replace(sd21.adapt, base_dtype="fp32")))
+    train(stage1.build, replace(sd21, adapt=replace(sd21.adapt, base_dtype="fp32")))
     before, after = open_pipeline(sd21.start), reload(sd21.run.out)
     targets = {"unet": unet_targets(before.unet), "vae": vae_targets(before.vae)}
     names = {
@@ -145,7 +146,7 @@ def test_the_truth_is_encoded_by_an_encoder_that_does_not_learn(make_mini, batch
 def test_score_distillation_may_join(mini: stage1.Recipe, tiny_prior_file: Path, batch: Sample) -> None:
     """Its regulariser is a turn of its own."""
     realism = Realism(vsd=VSD(weight=1.0, guidance=1.0, moved=True))
-    _, turns = stage1.build(replace(mini, realism=realism, prior=tiny_prior_file))
+    turns = stage1.build(replace(mini, realism=realism, prior=tiny_prior_file)).turns
     assert [turn.name for turn in turns] == ["student", "regulariser"]
     out = turns[0].module(batch)
     assert "vsd" in out
@@ -159,17 +160,17 @@ def test_another_restorers_pictures_are_a_teacher(mini: stage1.Recipe, reload: R
         pixels = rng.integers(0, 255, (side, side, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / name / "a.png")
     folders = {name: tmp_path / name for name in ("lr", "restored", "hr")}
-    stage1.train(replace(mini, fidelity=None, **folders))
+    train(stage1.build, replace(mini, fidelity=None, **folders))
     reload(mini.run.out)
 
 
 def test_one_faithful_teacher_it_must_be(mini: stage1.Recipe, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one faithful teacher"):
-        stage1.train(replace(mini, fidelity=None))
+        train(stage1.build, replace(mini, fidelity=None))
     with pytest.raises(ValueError, match="one faithful teacher"):
-        stage1.train(replace(mini, restored=tmp_path))
+        train(stage1.build, replace(mini, restored=tmp_path))
     with pytest.raises(ValueError, match="--lr and --hr"):
-        stage1.train(replace(mini, fidelity=None, restored=tmp_path))
+        train(stage1.build, replace(mini, fidelity=None, restored=tmp_path))
 
 
 def test_nothing_but_reconstruction_where_both_weights_are_zero(make_mini, batch: Sample) -> None:

@@ -14,10 +14,10 @@ from ctsr import CTSRPipeline
 from training.engine.draws import Draws
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
-from training.losses.realism import Realism, RealismTerms
+from training.losses.realism import Realism, RealismTerms, prior_scores
 from training.model.one_step import OneStep, open_pipeline
 from training.stages import stage2
-from training.stages.osediff import prior_scores
+from training.stages.stage import train
 from training.stages.stage2 import Bends, Weights, bend_group
 from training.stages.teachers import Faithful
 
@@ -66,7 +66,7 @@ def test_the_truth_of_another_restorer_s_pictures_is_beside_them(
 
 def test_mini_with_a_frozen_decoder_keeps_stage_1_to_the_bit(mini: stage2.Recipe, moved: Moved, reload: Reload) -> None:
     """delta's and kappa's weights learn, and nothing else: at the full rate, where weight decay would show."""
-    stage2.train(replace(mini, adapt=replace(mini.adapt, decoder=False), run=replace(mini.run, warm_up=1)))
+    train(stage2.build, replace(mini, adapt=replace(mini.adapt, decoder=False), run=replace(mini.run, warm_up=1)))
     before, after = open_pipeline(mini.start), reload(mini.run.out)
     assert moved(before, after, "vae") == set()
     assert moved(before, after, "unet") == {"conv_out.weight", "conv_out.bias"}
@@ -81,7 +81,7 @@ def test_mini_with_a_frozen_decoder_keeps_stage_1_to_the_bit(mini: stage2.Recipe
 
 def test_mini(mini: stage2.Recipe, moved: Moved, reload: Reload) -> None:
     """The decoder learns with them."""
-    stage2.train(mini)
+    train(stage2.build, mini)
     before, after = open_pipeline(mini.start), reload(mini.run.out)
     names = moved(before, after, "vae")
     assert names
@@ -95,14 +95,14 @@ def test_all_of_the_unet_learns_beside_an_anchor_and_a_discriminator(
 ) -> None:
     adversarial = Realism(adversarial=Adversarial(weight=0.1))
     adapt = replace(mini.adapt, unet="full")
-    stage2.train(replace(mini, adapt=adapt, weights=Weights(anchor=1.0), realism=adversarial))
+    train(stage2.build, replace(mini, adapt=adapt, weights=Weights(anchor=1.0), realism=adversarial))
     after = reload(mini.run.out)
     assert "mid_blocks.0.project.weight" in moved(open_pipeline(mini.start), after, "unet")
 
 
 def test_sd21_gets_a_dial(sd21: stage2.Recipe, moved: Moved, reload: Reload) -> None:
     """A file of one group comes back as one of three; the autoencoder is what it was."""
-    stage2.train(sd21)
+    train(stage2.build, sd21)
     before, after = open_pipeline(sd21.start), reload(sd21.run.out)
     assert after.config["family"] == "ctsr"
     assert moved(before, after, "vae") == set()
@@ -113,7 +113,7 @@ def test_sd21_gets_a_dial(sd21: stage2.Recipe, moved: Moved, reload: Reload) -> 
 
 
 def test_sd21_heads_alone_leave_everything_else(sd21: stage2.Recipe, reload: Reload) -> None:
-    stage2.train(replace(sd21, adapt=replace(sd21.adapt, unet="frozen"), weights=Weights()))
+    train(stage2.build, replace(sd21, adapt=replace(sd21.adapt, unet="frozen"), weights=Weights()))
     before, after = open_pipeline(sd21.start), reload(sd21.run.out)
     others = dict(after.unet.named_parameters())
     for name, parameter in before.unet.named_parameters():
@@ -203,7 +203,7 @@ def test_score_distillation_may_join(make_mini, mini: stage2.Recipe, tiny_prior_
 )
 def test_settings_that_cannot_work_are_refused(mini: stage2.Recipe, changes, what, match) -> None:
     with pytest.raises(ValueError, match=match):
-        stage2.train(replace(mini, adapt=replace(mini.adapt, **what), **changes))
+        train(stage2.build, replace(mini, adapt=replace(mini.adapt, **what), **changes))
 
 
 def test_files_of_two_passes_cannot_start_it(make_sd) -> None:

@@ -13,7 +13,9 @@ A pipeline calls::
     z = blend(endpoints, t)                                     # any t, no UNet pass
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, Protocol, TypeAlias, get_args
@@ -101,11 +103,20 @@ class Endpoints:
     kappa: Tensor | None = None
 
 
+def check_dial(name: str, t: Dial) -> None:
+    """Raise ValueError, calling it `name`, unless every value of `t` is a number in [0, 1]; NaN is not."""
+    values = torch.tensor(math.nan)  # of what is no number
+    with suppress(TypeError):
+        values = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+    if not bool(((values >= 0) & (values <= 1)).all()):
+        given = f"is {t}" if values.numel() == 1 else f"has values from {values.min():g} to {values.max():g}"
+        raise ValueError(f"{name} {given}: give a number from 0 (most realistic) to 1 (most faithful).")
+
+
 def dial_tensor(t: Dial, z: Tensor) -> Tensor:
     """`t` as fp32 on z's device, in a shape that broadcasts to z [B, C, h, w]. Raises ValueError as `blend` says."""
+    check_dial("t", t)
     dial = torch.as_tensor(t, dtype=torch.float32, device=z.device)
-    if not bool(((dial >= 0) & (dial <= 1)).all()):  # false for NaN too
-        raise ValueError("t must be finite and from 0 to 1: 0 = most realistic, 1 = most faithful.")
     batch, _, height, width = z.shape
     if dial.ndim == 0 or dial.shape == (batch,):
         return dial.reshape(-1, 1, 1, 1)

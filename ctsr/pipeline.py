@@ -556,11 +556,10 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             raise ValueError("Results of several sizes cannot be one batch: use output_type 'pil' or height and width.")
         if timestep is not None and timestep not in range(families.TRAIN_TIMESTEPS):
             raise ValueError(f"timestep must be an integer from 0 to {families.TRAIN_TIMESTEPS - 1}, not {timestep}.")
+        families.check_dial("t", t)
         dials = [float(dial) for dial in torch.as_tensor(t, dtype=torch.float32).reshape(-1)]
         if len(dials) not in (1, len(pictures)):
             raise ValueError(f"t must be one number or one a picture: got {len(dials)} for {len(pictures)} pictures.")
-        if not all(0 <= dial <= 1 for dial in dials):
-            raise ValueError(f"t must be from 0 (most realistic) to 1 (most faithful), not {t}.")
         return dials if len(dials) == len(pictures) else dials * len(pictures)
 
     def check_conditions(

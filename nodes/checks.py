@@ -9,14 +9,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ENDS = "0 (most realistic) to 1 (most faithful)"
-
-
-def check_dial(name: str, value: float) -> None:
-    """Raises ValueError for a t outside [0, 1] or not a number."""
-    if not (is_number(value) and 0 <= value <= 1):
-        raise ValueError(f"{name} is {value}: give a number from {ENDS}.")
-
 
 def check_number(name: str, value: float, low: float, high: float) -> None:
     """Raises ValueError for a value outside [low, high] or not a number."""

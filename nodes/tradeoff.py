@@ -7,7 +7,7 @@ import logging
 from comfy_api.latest import io
 from torch import Tensor
 
-from .checks import check_dial, check_mask, whole
+from .checks import check_mask, whole
 from .inputs import Ends, dial_input
 from .masks import dial_map, is_placeholder
 from .values import HostEndpoints, make_latent
@@ -54,7 +54,7 @@ class TradeoffT(io.ComfyNode):
     def execute(
         cls, endpoints: HostEndpoints, t: float, t_inside: float, feather: int, mask: Tensor | None = None
     ) -> io.NodeOutput:
-        from ..ctsr.families import blend
+        from ..ctsr.families import blend, check_dial
 
         check_dial("t", t)
         check_dial("t_inside", t_inside)

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import check_dial, split_image
+from .checks import split_image
 from .decode import decode
 from .encode import encode, target_size
 from .inputs import dial_input, model_input, scale_input
@@ -38,6 +38,8 @@ class CTSRUpscale(io.ComfyNode):
 
     @classmethod
     def execute(cls, image: Tensor, t: float, scale: float, model: host.HostModel | None = None) -> io.NodeOutput:
+        from ..ctsr.families import check_dial
+
         check_dial("t", t)
         rgb, alpha = split_image(image)
         size = target_size(rgb, scale, 0, 0)

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 
+from ..families import check_dial
 from ..images.color_fix import ColorFix
 from ..images.files import Picture
 from ..images.tensors import MAX_SIDE, check_size, output_size
@@ -28,8 +29,7 @@ class Options:
     color_fix: ColorFix | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.t <= 1:
-            raise ValueError(f"t must be from 0 (most realistic) to 1 (most faithful), not {self.t}.")
+        check_dial("t", self.t)
         if not 0 < self.scale <= MAX_SIDE:
             raise ValueError(f"The scale must be a positive number, such as 4, not {self.scale}.")
         if self.size is not None:
@@ -56,8 +56,9 @@ def parse_dials(text: str) -> list[float]:
     """The numbers in "0,0.5,1" in their order, each once; raises ValueError."""
     try:
         dials = [float(part) for part in text.split(",") if part.strip()]
+        check_dial("t", dials)
     except ValueError:
         dials = []
-    if not dials or not all(0 <= dial <= 1 for dial in dials):
+    if not dials:
         raise ValueError(f"--t takes numbers from 0 to 1 with commas between, such as 0,0.5,1, not {text!r}.")
     return list(dict.fromkeys(dials))

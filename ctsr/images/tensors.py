@@ -12,6 +12,7 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from ..families import check_dial
 from ..tiling.tiles import PIXELS_PER_CELL
 
 logger = logging.getLogger(__name__)
@@ -100,8 +101,9 @@ def check_picture(batch: Tensor) -> Tensor:
 
 def check_map(t_map: Tensor) -> None:
     """Raises ValueError for a map of t that is not [h, w] or leaves [0, 1]."""
-    if t_map.ndim != 2 or 0 in t_map.shape or not bool(((t_map >= 0) & (t_map <= 1)).all()):
-        raise ValueError("t_map must be [h, w] with values from 0 (most realistic) to 1 (most faithful).")
+    if t_map.ndim != 2 or 0 in t_map.shape:
+        raise ValueError(f"t_map must be [h, w], not {list(t_map.shape)}.")
+    check_dial("t_map", t_map)
 
 
 def map_to_latents(t_map: Tensor | Image.Image, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:

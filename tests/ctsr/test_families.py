@@ -13,6 +13,7 @@ from ctsr.families import (
     Endpoints,
     Family,
     blend,
+    check_dial,
     coefficients,
     get_family,
     predict_x0,
@@ -274,8 +275,19 @@ def test_blend_by_a_map(ends, shape):
 
 @pytest.mark.parametrize("t", [-0.01, 1.01, math.nan, math.inf, [0.5, math.nan], torch.full((5, 3), 2.0)])
 def test_blend_refuses_t_outside_its_range(ends, t):
-    with pytest.raises(ValueError, match=r"^t must be .* 0 = most realistic, 1 = most faithful"):
+    with pytest.raises(ValueError, match=r"^t .*: give a number from 0 \(most realistic\) to 1 \(most faithful\)\.$"):
         blend(ends, t)
+
+
+@pytest.mark.parametrize("t", [0, 1, 0.0, 0.5, 1.0, [0, 1], torch.rand(4, 4)])
+def test_the_dial_goes_from_0_to_1(t):
+    check_dial("t", t)
+
+
+@pytest.mark.parametrize("t", [-1e-9, 1.0000001, 9, math.nan, math.inf, "0.5", None, [0, 2], torch.tensor([0, 2.0])])
+def test_a_dial_outside_is_refused_by_its_name(t):
+    with pytest.raises(ValueError, match=r"^t_inside (is|has values from) [^\n]*: give a number from 0 \(most"):
+        check_dial("t_inside", t)
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 2), (3, 5), (5, 3, 1), (2, 4, 5, 3), (3, 1, 5, 3)])

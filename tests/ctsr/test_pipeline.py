@@ -227,7 +227,7 @@ def test_color_fix(tiny_mini):
         ({"t": 1.1}, "0 .most realistic. to 1"),
         ({"t": float("nan")}, "0 .most realistic. to 1"),
         ({"t": [0.1, 0.2]}, "one a picture"),
-        ({"t_map": torch.full((4, 4), 2.0)}, "values from 0"),
+        ({"t_map": torch.full((4, 4), 2.0)}, "t_map has values from 2 to 2"),
         ({"t_map": torch.zeros(1, 4, 4)}, r"\[h, w\]"),
         ({"t_map": Image.new("I;16", (4, 4))}, "t_map has more than 8 bits"),
         ({"t_map": Image.new("F", (4, 4), 0.5)}, "t_map has more than 8 bits"),

@@ -20,18 +20,6 @@ def sentence(refusal: pytest.ExceptionInfo[ValueError]) -> str:
 # ---------------------------------------------------------------------------------------------------------- numbers
 
 
-@pytest.mark.parametrize("t", [0, 1, 0.0, 0.5, 1.0])
-def test_the_dial_goes_from_0_to_1(checks, t):
-    checks.check_dial("t", t)
-
-
-@pytest.mark.parametrize("t", [-1e-9, 1.0000001, 9, NAN, INF, -INF, "0.5", None])
-def test_a_dial_outside_is_refused(checks, t):
-    with pytest.raises(ValueError, match=r"^t_inside is .*: give a number from 0 \(most realistic\) to 1") as refusal:
-        checks.check_dial("t_inside", t)
-    assert str(t) in sentence(refusal)
-
-
 @pytest.mark.parametrize("value", [0.1, 16, 3.5])
 def test_a_range_holds_its_ends(checks, value):
     checks.check_number("scale", value, 0.1, 16.0)

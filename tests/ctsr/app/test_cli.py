@@ -270,9 +270,9 @@ def test_interrupt_leaves_no_half_file(tmp_path: Path, upscale: Upscale, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--t", "1.01"), "t must be from 0"),
-        (("--t", "-0.1"), "t must be from 0"),
-        (("--t", "nan"), "t must be from 0"),
+        (("--t", "1.01"), "give a number from 0 (most realistic)"),
+        (("--t", "-0.1"), "give a number from 0 (most realistic)"),
+        (("--t", "nan"), "give a number from 0 (most realistic)"),
         (("--scale", "0"), "scale must be a positive"),
         (("--scale", "-4"), "scale must be a positive"),
         (("--scale", "inf"), "scale must be a positive"),

@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor
 
 from ctsr.families import blend
-from training.data.data import batches_of_one, open_photos
+from training.data.datasets import batches_of_one, open_photos
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
 from training.losses.realism import Realism

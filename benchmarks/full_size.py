@@ -26,7 +26,7 @@ from ctsr.load import load_pipeline
 from ctsr.models.building import unfilled
 from tests.checkpoints import WRITERS, direct_ends, save_folder, save_single_file
 from tests.conftest import vocabulary, write_tokenizer
-from training.model.base import SD21_UNET, SD21_VAE
+from training.model.sd21 import SD21_UNET, SD21_VAE
 
 X = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0))
 SINGLE = "v2-1_512-ema-pruned.safetensors"

@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.memory import narrow
 from ctsr import CTSRPipeline, PromptEmbeddings
 from ctsr.tiling import networks
-from training.model.base import SD21_UNET, SD21_VAE
+from training.model.sd21 import SD21_UNET, SD21_VAE
 
 STAGES = ("encode", "unet", "decode")
 ROOFLINE_TFLOP = {"encode": 1.08, "unet": 0.68, "decode": 2.48}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL
 from ctsr.tiling import networks, tiles
-from training.model.base import SD21_UNET, SD21_VAE
+from training.model.sd21 import SD21_UNET, SD21_VAE
 
 SIZES = {"2K": (270, 480), "4K": (540, 960), "8K": (1080, 1920)}  # of the input, a quarter of the result
 NARROW = 8

@@ -21,7 +21,7 @@ from torch import Tensor
 from benchmarks.memory import narrow
 from ctsr.tiling import networks
 from ctsr.tiling.sd_vae import staged
-from training.model.base import SD21_VAE
+from training.model.sd21 import SD21_VAE
 
 CPU = torch.device("cpu")
 STANDARD_DEVIATION = 64

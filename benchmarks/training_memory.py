@@ -32,8 +32,8 @@ from training.engine.sources import Sample
 from training.losses.dual_teacher import noised
 from training.losses.realism import RealismTerms
 from training.model.adapt import Group, adapt
-from training.model.base import SD21_UNET, SD21_VAE
 from training.model.one_step import OneStep
+from training.model.sd21 import SD21_UNET, SD21_VAE
 from training.stages.stage1 import SD21, DualTeacher, Student, View
 from training.stages.teachers import Faithful, frozen, plain_latents
 

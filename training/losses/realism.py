@@ -14,7 +14,7 @@ from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial, AdversarialTerm
-from training.losses.scores import RegulariserLora, Scores, open_scores
+from training.losses.score_networks import RegulariserLora, ScoreNetworks, open_score_networks
 from training.losses.vsd import (
     VSD,
     GuidanceLaw,
@@ -22,12 +22,12 @@ from training.losses.vsd import (
     TimestepLaw,
     VSDTerm,
     constant_guidance,
-    move,
+    random_shift,
     uniform_timesteps,
 )
 from training.model.adapt import Adapt
-from training.model.base import NEGATIVE_PROMPT
 from training.model.one_step import open_pipeline
+from training.model.sd21 import NEGATIVE_PROMPT
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class RealismTerms:
         self,
         settings: Realism,
         seed: int,
-        scores: Scores | None = None,
+        scores: ScoreNetworks | None = None,
         timesteps: TimestepLaw = uniform_timesteps,
         guidance: GuidanceLaw | None = None,
     ):
@@ -76,7 +76,7 @@ class RealismTerms:
 
     def judged(self, z: Tensor, x: Tensor, batch: Sample) -> Tensor:
         """Latents for VSD: z [B, C, h, w], or under `VSD.moved` those of the pictures x that it decodes to, moved."""
-        return z if self.encode is None else self.encode(move(x, Draws(batch["index"], self.seed)))
+        return z if self.encode is None else self.encode(random_shift(x, Draws(batch["index"], self.seed)))
 
     def losses(self, z: Tensor, x: Tensor, batch: Sample, timestep: Tensor | None = None) -> dict[str, Tensor]:
         """Weighted terms of `judged` latents [B, C, h, w] and of pictures [B, 3, H, W]."""
@@ -111,10 +111,10 @@ def open_realism(
     recipe: RealismRecipe, timesteps: TimestepLaw = uniform_timesteps, guidance: GuidanceLaw | None = None
 ) -> RealismTerms:
     """The terms that a recipe asks for, with the networks that they need."""
-    return RealismTerms(recipe.realism, recipe.run.seed, prior_scores(recipe), timesteps, guidance)
+    return RealismTerms(recipe.realism, recipe.run.seed, open_prior(recipe), timesteps, guidance)
 
 
-def prior_scores(recipe: RealismRecipe) -> Scores | None:
+def open_prior(recipe: RealismRecipe) -> ScoreNetworks | None:
     """The score networks, if VSD is on.
 
     Raises:
@@ -134,7 +134,7 @@ def prior_scores(recipe: RealismRecipe) -> Scores | None:
             )
         negative = encode_prompts(prior, [NEGATIVE_PROMPT])
     base = open_pipeline(prior, "osediff")
-    return open_scores(base, recipe.regulariser_lora, recipe.adapt.rank, recipe.adapt.alpha, negative)
+    return open_score_networks(base, recipe.regulariser_lora, recipe.adapt.rank, recipe.adapt.alpha, negative)
 
 
 def total(terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -7,9 +7,9 @@ z_tau = sqrt(abar) z + sqrt(1 - abar) eps,
     g = (x_phi - x_psi) / mean|z - x_psi|        L = mean (z - sg(z - g))^2        dL/dz = 2 g / N
 
 Latents are judged cell by cell, and nothing in them holds neighbouring cells together: where a latent is nearly a block
-transform, as the mini's is, the pictures get seams at the borders of its 8x8 px cells. `move` is the cure, that of
-block-wise de-noising (cycle spinning, Coifman and Donoho, "Translation-invariant de-noising", 1995): the latents judged
-are those of the decoded picture moved by a random offset, so that no border stays where it is.
+transform, as the mini's is, the pictures get seams at the borders of its 8x8 px cells. `random_shift` is the cure, that
+of block-wise de-noising (cycle spinning, Coifman and Donoho, "Translation-invariant de-noising", 1995): the latents
+judged are those of the decoded picture moved by a random offset, so that no border stays where it is.
 """
 
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def add_noise(z: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     return (abar.sqrt() * z.double() + (1 - abar).sqrt() * noise.double()).float()
 
 
-def move(x: Tensor, draws: Draws) -> Tensor:
+def random_shift(x: Tensor, draws: Draws) -> Tensor:
     """Pictures [B, 3, H, W] -> [B, 3, H - 8, W - 8], each without its first dy rows and dx columns, U{0..7}."""
     tops, lefts = (draws.integers(f"vsd {name}", 0, CELL - 1).tolist() for name in ("top", "left"))
     height, width = x.shape[2] - CELL, x.shape[3] - CELL
@@ -87,7 +87,7 @@ class VSD:
         guidance: classifier-free guidance of the prior; 1 for a prior that knows no prompt.
         peak_rate: of the regulariser.
         moved: judge the latents of the decoded picture, moved by a random offset, in place of the generator's own: no
-            seams at the borders of the cells (see `move`), for one more pass of the encoder there and back.
+            seams at the borders of the cells (see `random_shift`), for one more pass of the encoder there and back.
     """
 
     weight: float = 0.0

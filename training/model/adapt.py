@@ -48,8 +48,7 @@ class Adapt:
     keep_lora: bool = False
 
 
-MINI = Adapt()
-SD21 = Adapt(unet="lora", encoder="lora", decoder=False, time_layers=False, checkpointing=True, base_dtype="bf16")
+SD21_ADAPT = Adapt(unet="lora", encoder="lora", decoder=False, time_layers=False, checkpointing=True, base_dtype="bf16")
 
 Group = dict[str, Any]
 AS_OSEDIFF = {"betas": (0.9, 0.999), "weight_decay": 1e-2}

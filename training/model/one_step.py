@@ -13,7 +13,7 @@ from ctsr.load import load_pipeline
 from ctsr.models.lora import merge_lora
 from ctsr.tiling import networks
 from training.data.degradation import SCALE
-from training.model.base import load_base
+from training.model.sd21 import load_base
 
 TIMESTEP = 999  # one step from the far end, as OSEDiff; the mini's time-aware encoder sees it too
 

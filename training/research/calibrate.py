@@ -35,7 +35,7 @@ from torch import Tensor
 from ctsr import CTSRPipeline
 from ctsr.load import load_pipeline
 from ctsr.whole_file import whole_file
-from training.data.data import Data, batches_of_one, open_photos
+from training.data.datasets import Data, batches_of_one, open_photos
 from training.engine.sources import Sample
 from training.losses.reconstruction import gaussian_blur
 from training.model.one_step import OneStep, enlarge

@@ -26,23 +26,22 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline
 from ctsr.families import Endpoints
 from ctsr.tiling import networks
-from training.data.data import Data, mini_data, open_source, sd21_data
+from training.data.datasets import Data, mini_data, open_source, sd21_data
 from training.engine.draws import Draws
 from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.flow import Solver, Velocity, distillation_losses, integrate, noisy_start, velocity_loss
 from training.losses.realism import total
-from training.losses.scores import adapters_off
-from training.model import adapt as adapting
-from training.model.adapt import Adapt, Group, adapt
-from training.model.channels import keep_first_group, widen_conv_in
+from training.losses.score_networks import adapters_off
+from training.model.adapt import SD21_ADAPT, Adapt, Group, adapt
 from training.model.lora import lora_parameters
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
+from training.model.unet_channels import keep_first_group, widen_conv_in
 from training.stages.stage import Stage, finish_and_save, main, validate
 
 MINI_ADAPT = Adapt(encoder="frozen", decoder=False, time_layers=False)
-SD21_ADAPT = replace(adapting.SD21, encoder="frozen", rank=64, alpha=128)
+SD21_FLOW_ADAPT = replace(SD21_ADAPT, encoder="frozen", rank=64, alpha=128)
 
 
 @dataclass(frozen=True)
@@ -113,11 +112,11 @@ RECIPES: dict[str, tuple[str, TeacherRecipe | DistilRecipe]] = {
     ),
     "sd21-teacher": (
         "The flow for Stable Diffusion 2.1-base on one 24 GB card",
-        TeacherRecipe(sd21_data(), sd21_run(20000, ema=0.9999), tyro.MISSING, SD21_ADAPT, peak_rate=1e-4),
+        TeacherRecipe(sd21_data(), sd21_run(20000, ema=0.9999), tyro.MISSING, SD21_FLOW_ADAPT, peak_rate=1e-4),
     ),
     "sd21-distil": (
         "Its distillation",
-        DistilRecipe(sd21_data(), sd21_run(10000, ema=0.999), tyro.MISSING, SD21_ADAPT, peak_rate=5e-5),
+        DistilRecipe(sd21_data(), sd21_run(10000, ema=0.999), tyro.MISSING, SD21_FLOW_ADAPT, peak_rate=5e-5),
     ),
 }
 

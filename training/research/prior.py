@@ -18,12 +18,12 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline, TimeConditionedUNetMini
-from training.data.data import Data, batches_of_one, mini_data, open_source
+from training.data.datasets import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
 from training.engine.loop import Report, Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
-from training.losses.scores import denoiser
+from training.losses.score_networks import denoiser
 from training.losses.vsd import add_noise, clean
 from training.model.one_step import OneStep, open_pipeline
 from training.stages.stage import Stage, main, save

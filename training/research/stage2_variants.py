@@ -23,16 +23,15 @@ from torch import Tensor, nn
 
 from ctsr.families import coefficients, predict_x0
 from ctsr.tiling import networks
-from training.data.data import mini_data, sd21_data
+from training.data.datasets import mini_data, sd21_data
 from training.engine.draws import Draws
 from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.losses.dial_path import flow_loss, printed_path_loss
 from training.losses.flow import between, per_sample
-from training.losses.path import flow_loss, printed_path_loss
 from training.losses.realism import total
-from training.model import adapt as adapting
-from training.model.adapt import Adapt, Group, adapt, finish
+from training.model.adapt import SD21_ADAPT, Adapt, Group, adapt, finish
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
 from training.stages.stage import Stage, main, validate
 from training.stages.stage2 import check_encoder
@@ -64,7 +63,7 @@ SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=50000, batch=1, ema=0.999, schedule="constant"),
     start=tyro.MISSING,
-    adapt=replace(adapting.SD21, encoder="frozen"),
+    adapt=replace(SD21_ADAPT, encoder="frozen"),
     peak_rate=5e-5,
 )
 RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}

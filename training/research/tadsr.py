@@ -22,21 +22,20 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import Parameterization
-from training.data.data import mini_data, open_source, sd21_data
+from training.data.datasets import mini_data, open_source, sd21_data
 from training.engine.draws import Draws
 from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
-from training.losses.path import weigh_gradient
+from training.losses.dial_path import weigh_gradient
 from training.losses.perceptual import NoDistance, perceptual_loss
 from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.reconstruction import Reconstruction, gaussian_blur, reconstruction_losses
 from training.losses.vsd import VSD, GuidanceLaw, half_timesteps, rising_guidance
-from training.model import adapt as adapting
-from training.model.adapt import adapt
-from training.model.channels import keep_first_group
+from training.model.adapt import SD21_ADAPT, adapt
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
+from training.model.unet_channels import keep_first_group
 from training.research.calibrate import TIMESTEPS, calibrate, show, store, write_table
 from training.stages import osediff
 from training.stages.stage import Stage, finish_and_save, main, validate
@@ -78,7 +77,7 @@ SD21 = Recipe(
     run=Run(out=tyro.MISSING, steps=2000, batch=1, accumulation=24, ema=0.999, schedule="constant"),
     start=tyro.MISSING,
     prior=tyro.MISSING,
-    adapt=replace(adapting.SD21, time_layers=True, autoencoder_factor=1.0),
+    adapt=replace(SD21_ADAPT, time_layers=True, autoencoder_factor=1.0),
     peak_rate=5e-5,
     reconstruction=Reconstruction(l2=1.0, perceptual=2.0, features="lpips"),
     realism=Realism(vsd=VSD(weight=1.0, guidance=7.5), adversarial=Adversarial(weight=0.0)),

@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline, TimeAwareAutoencoderMini, TimeConditionedUNetMini
-from training.data.data import Data, batches_of_one, mini_data, open_source
+from training.data.datasets import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
 from training.engine.loop import Report, Turn
 from training.engine.run import Run

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ctsr import TimeConditionedUNetMini
 from ctsr.images.color_fix import ColorFix
-from training.data.data import check_held_back, mini_data
+from training.data.datasets import check_held_back, mini_data
 from training.data.pairs import Pairs, held_back_pairs
 from training.data.photos import load_photos
 from training.model.one_step import open_pipeline

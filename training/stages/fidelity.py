@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.tiling import networks
-from training.data.data import Data, mini_data, open_source, restored_source, sd21_data
+from training.data.datasets import Data, mini_data, open_source, restored_source, sd21_data
 from training.data.photos import Photos
 from training.engine.loop import Turn
 from training.engine.run import Run
@@ -29,8 +29,7 @@ from training.engine.sources import Sample, Source
 from training.losses.perceptual import perceptual_loss
 from training.losses.realism import total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses
-from training.model import adapt as adapting
-from training.model.adapt import Adapt, adapt
+from training.model.adapt import SD21_ADAPT, Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
 from training.stages.stage import Stage, finish_and_save, main, validate
 
@@ -69,7 +68,7 @@ SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=4000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
     start=tyro.MISSING,
-    adapt=adapting.SD21,
+    adapt=SD21_ADAPT,
     peak_rate=5e-5,
     reconstruction=Reconstruction(l2=1.0, perceptual=0.0, features="none"),
     latent_weight=0.0,

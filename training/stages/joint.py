@@ -8,8 +8,8 @@ further a realism term has taken them, the less they say of the truth. Here ever
     rec_r(x^0, x_H) + realism terms on x^0 + rec_f(x^1, x_H) + path(x^t)
 
 x^t = D(z^t) with z^t of `ctsr.families.blend`, rec_r and rec_f the distances of `training.stages.osediff` and
-`training.stages.fidelity`, path that of `training.losses.path`. No teacher is needed any more. The mini's alone: SD's
-decoder is frozen, so there is less that could learn together.
+`training.stages.fidelity`, path that of `training.losses.dial_path`. No teacher is needed any more. The mini's alone:
+SD's decoder is frozen, so there is less that could learn together.
 """
 
 from dataclasses import dataclass, field, replace
@@ -21,17 +21,17 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.families import blend
-from training.data.data import Data, mini_data, open_source
+from training.data.datasets import Data, mini_data, open_source
 from training.engine.draws import Draws
 from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
-from training.losses.path import path_loss
+from training.losses.dial_path import path_loss
 from training.losses.perceptual import perceptual_loss
 from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses
-from training.losses.scores import RegulariserLora
+from training.losses.score_networks import RegulariserLora
 from training.losses.vsd import VSD
 from training.model.adapt import Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline

@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 from torch import Tensor, nn
 
-from training.data.data import Data, mini_data, open_source, sd21_data
+from training.data.datasets import Data, mini_data, open_source, sd21_data
 from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
@@ -23,10 +23,9 @@ from training.losses.adversarial import Adversarial
 from training.losses.perceptual import perceptual_loss
 from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses
-from training.losses.scores import RegulariserLora
+from training.losses.score_networks import RegulariserLora
 from training.losses.vsd import VSD
-from training.model import adapt as adapting
-from training.model.adapt import Adapt, adapt
+from training.model.adapt import SD21_ADAPT, Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
 from training.stages.stage import Stage, finish_and_save, main, validate
 
@@ -68,7 +67,7 @@ SD21 = Recipe(
     run=Run(out=tyro.MISSING, steps=14000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
     start=tyro.MISSING,
     prior=tyro.MISSING,
-    adapt=adapting.SD21,
+    adapt=SD21_ADAPT,
     peak_rate=5e-5,
     reconstruction=Reconstruction(l2=1.0, perceptual=2.0, features="lpips"),
     realism=Realism(vsd=VSD(weight=1.0, guidance=7.5), adversarial=Adversarial(weight=0.0)),

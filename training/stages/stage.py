@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ctsr import CTSRPipeline
 from ctsr.families import blend
-from training.data.data import Data, batches_of_one, open_photos
+from training.data.datasets import Data, batches_of_one, open_photos
 from training.data.photos import Photos
 from training.engine.loop import Report, Turn, fit
 from training.engine.run import Run

@@ -24,7 +24,7 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.families import blend
-from training.data.data import mini_data, sd21_data
+from training.data.datasets import mini_data, sd21_data
 from training.engine.draws import Draws
 from training.engine.loop import Turn
 from training.engine.run import Run
@@ -34,10 +34,9 @@ from training.losses.dual_teacher import clean_consistency, directed, literal_ag
 from training.losses.perceptual import perceptual_loss
 from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses
-from training.losses.scores import RegulariserLora
+from training.losses.score_networks import RegulariserLora
 from training.losses.vsd import HIGHEST, LOWEST, VSD
-from training.model import adapt as adapting
-from training.model.adapt import Adapt, adapt
+from training.model.adapt import SD21_ADAPT, Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
 from training.stages.stage import Stage, finish_and_save, main, validate
 from training.stages.teachers import (
@@ -111,7 +110,7 @@ SD21 = Recipe(
     run=Run(out=tyro.MISSING, steps=20000, batch=1, ema=0.999, schedule="constant"),
     start=tyro.MISSING,
     autoencoder=tyro.MISSING,
-    adapt=adapting.SD21,
+    adapt=SD21_ADAPT,
     peak_rate=5e-5,
     reconstruction=Reconstruction(l2=1.0, perceptual=2.0, features="lpips"),
 )

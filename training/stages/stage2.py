@@ -21,19 +21,18 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import Endpoints, blend
-from training.data.data import mini_data, sd21_data
+from training.data.datasets import mini_data, sd21_data
 from training.engine.draws import Draws
 from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
-from training.losses.path import faithful_loss, path_loss, way_loss, weigh_gradient
+from training.losses.dial_path import faithful_loss, path_loss, way_loss, weigh_gradient
 from training.losses.realism import Realism, RealismTerms, open_realism, total
-from training.losses.scores import RegulariserLora
+from training.losses.score_networks import RegulariserLora
 from training.losses.vsd import VSD
-from training.model import adapt as adapting
-from training.model.adapt import Adapt, Group, adapt
-from training.model.channels import widen_conv_out
+from training.model.adapt import SD21_ADAPT, Adapt, Group, adapt
 from training.model.one_step import OneStep, enlarge, open_pipeline
+from training.model.unet_channels import widen_conv_out
 from training.stages.stage import Stage, finish_and_save, main, validate
 from training.stages.teachers import CTSRRecipe, Faithful, faithful_source, frozen, open_faithful, plain_vae
 
@@ -93,7 +92,7 @@ SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=50000, batch=1, ema=0.999, schedule="constant"),
     start=tyro.MISSING,
-    adapt=replace(adapting.SD21, encoder="frozen"),
+    adapt=replace(SD21_ADAPT, encoder="frozen"),
     peak_rate=5e-5,
     weights=Weights(anchor=1.0),
 )

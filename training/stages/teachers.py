@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline
 from ctsr.families import blend
 from ctsr.tiling import networks
-from training.data.data import Data, open_source, restored_source
+from training.data.datasets import Data, open_source, restored_source
 from training.data.photos import Photos
 from training.engine.run import Run
 from training.engine.sources import Sample, Source

@@ -16,13 +16,13 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ctsr import CTSRPipeline
-from training.data.data import Data
+from training.data.datasets import Data
 from training.data.pairs import Pairs
 from training.data.shards import write
 from training.engine.run import Run
 from training.losses import realism as realism_terms
 from training.losses.realism import Realism
-from training.losses.scores import Scores
+from training.losses.score_networks import ScoreNetworks
 from training.losses.vsd import VSD
 from training.stages import osediff, stage
 
@@ -70,7 +70,7 @@ class Case:
         )
 
 
-def grown_apart(scores: Scores) -> Scores:
+def grown_apart(scores: ScoreNetworks) -> ScoreNetworks:
     """A regulariser that is not its prior any more: VSD would be zero."""
     with torch.no_grad():
         for parameter in scores.network.parameters():
@@ -86,12 +86,12 @@ def train(case: Case) -> Gradients:
         if len(found) < len(TURNS):
             found.append([p.grad.clone() for group in optimizer.param_groups for p in group["params"]])
 
-    handle, open_them = register_optimizer_step_pre_hook(note), realism_terms.prior_scores
-    realism_terms.prior_scores = lambda recipe: grown_apart(open_them(recipe))
+    handle, open_them = register_optimizer_step_pre_hook(note), realism_terms.open_prior
+    realism_terms.open_prior = lambda recipe: grown_apart(open_them(recipe))
     try:
         stage.train(osediff.build, case.recipe)
     finally:
-        realism_terms.prior_scores = open_them
+        realism_terms.open_prior = open_them
         handle.remove()
     return found
 

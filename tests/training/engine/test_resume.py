@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from training.data.data import Data
+from training.data.datasets import Data
 from training.data.pairs import Pairs
 from training.engine.run import Run
 from training.engine.sources import Sample

@@ -13,8 +13,8 @@ from training.engine.draws import Draws
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
 from training.losses.realism import Realism, RealismTerms, total
-from training.losses.scores import open_scores
-from training.losses.vsd import VSD, half_timesteps, move
+from training.losses.score_networks import open_score_networks
+from training.losses.vsd import VSD, half_timesteps, random_shift
 
 VSD_ON = VSD(weight=2.0, guidance=1.0, peak_rate=3e-4)
 MOVED = replace(VSD_ON, moved=True)
@@ -26,7 +26,7 @@ OFF = Adversarial(weight=0.0)
 def build(make_prior: Callable[..., CTSRPipeline]) -> Callable[..., RealismTerms]:
     def make(settings: Realism, **laws: object) -> RealismTerms:
         torch.manual_seed(0)
-        scores = open_scores(make_prior())
+        scores = open_score_networks(make_prior())
         with torch.no_grad():
             for parameter in scores.network.parameters():
                 parameter.mul_(1.1)  # not the prior any more
@@ -115,7 +115,7 @@ def test_moved_latents_are_those_of_the_moved_picture_and_their_gradient_goes_ba
     z, x = inputs(batch)
     draws = Draws(batch["index"], 4)
     judged = realism.judged(z, x, batch)
-    expected = encode(move(x, draws))
+    expected = encode(random_shift(x, draws))
     assert judged.shape == (2, 4, 3, 3)
     torch.testing.assert_close(judged, expected)
     realism.losses(judged, x, batch)["vsd"].backward()
@@ -131,7 +131,7 @@ def test_moved_by_nothing_is_vsd_on_the_latents_of_the_decoded_picture(
 ) -> None:
     realism, plain = build(Realism(MOVED, OFF)), build(Realism(VSD_ON, OFF))
     places = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="ij"))[None]
-    still = next(n for n in range(1000) if not move(places, Draws(torch.tensor([n]), 4))[..., 0, 0].any())
+    still = next(n for n in range(1000) if not random_shift(places, Draws(torch.tensor([n]), 4))[..., 0, 0].any())
     batch = make_batch(1, first=still)
     z, x = encode(batch["soft"][..., :-8, :-8]), batch["soft"]
     judged = realism.judged(torch.zeros_like(z), x, batch)

@@ -9,7 +9,7 @@ from torch import Tensor
 from ctsr import CTSRPipeline
 from training.engine.draws import Draws
 from training.engine.sources import Sample
-from training.losses.scores import denoiser
+from training.losses.score_networks import denoiser
 from training.losses.vsd import (
     RegulariserLoss,
     VSDTerm,
@@ -17,7 +17,7 @@ from training.losses.vsd import (
     clean,
     constant_guidance,
     half_timesteps,
-    move,
+    random_shift,
     rising_guidance,
     stop_gradient_loss,
     uniform_timesteps,
@@ -192,8 +192,8 @@ def test_its_timesteps_reach_both_ends_and_its_noise_is_not_the_generators() -> 
 def test_a_picture_moves_by_its_own_number_to_every_phase_of_a_cell() -> None:
     rows, columns = torch.meshgrid(torch.arange(24.0), torch.arange(32.0), indexing="ij")
     places = torch.stack([rows, columns, rows]).expand(400, 3, 24, 32)
-    moved = move(places, Draws(torch.arange(400), 3))
+    moved = random_shift(places, Draws(torch.arange(400), 3))
     corners = moved[:, :, :1, :1]
     assert torch.equal(moved - corners, places[:, :, :16, :24])
     assert {tuple(corner.tolist()) for corner in corners[:, :2, 0, 0]} == {(y, x) for y in range(8) for x in range(8)}
-    assert torch.equal(move(places[7:9], Draws(torch.tensor([7, 8]), 3)), moved[7:9])
+    assert torch.equal(random_shift(places[7:9], Draws(torch.tensor([7, 8]), 3)), moved[7:9])

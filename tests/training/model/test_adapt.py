@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
-from training.model.adapt import MINI, SD21, Adapt, adapt, finish
+from training.model.adapt import SD21_ADAPT, Adapt, adapt, finish
 from training.model.lora import unet_targets, vae_targets
 from training.model.one_step import OneStep
 from training.stages import fidelity, osediff
@@ -44,11 +44,11 @@ def check_groups(model: OneStep, groups: list[dict]) -> None:
 @pytest.mark.parametrize(
     ("what", "unet", "vae"),
     [
-        (MINI, ("",), ("encoder", "decoder", "time_")),
+        (Adapt(), ("",), ("encoder", "decoder", "time_")),
         (osediff.MINI.adapt, ("",), ()),
-        (replace(MINI, unet="frozen", encoder="frozen", time_layers=False), (), ("decoder",)),
-        (replace(MINI, decoder=False), ("",), ("encoder", "time_")),
-        (replace(MINI, unet="frozen", encoder="frozen", decoder=False), (), ("time_",)),
+        (Adapt(unet="frozen", encoder="frozen", time_layers=False), (), ("decoder",)),
+        (Adapt(decoder=False), ("",), ("encoder", "time_")),
+        (Adapt(unet="frozen", encoder="frozen", decoder=False), (), ("time_",)),
         (Adapt(unet="frozen", encoder="frozen", decoder=False, time_layers=False), (), ()),
     ],
 )
@@ -66,7 +66,7 @@ def test_what_learns_of_the_mini(
 
 def test_the_minis_autoencoder_learns_more_slowly_and_its_chain_slowest(make_mini: Callable[..., CTSRPipeline]) -> None:
     model = OneStep(make_mini())
-    unet, blocks, chain = adapt(model, replace(MINI, autoencoder_factor=0.5))
+    unet, blocks, chain = adapt(model, Adapt(autoencoder_factor=0.5))
     by_id = {id(p): name for name, p in model.vae.named_parameters()}
     assert "factor" not in unet
     assert (blocks["factor"], chain["factor"]) == (0.5, pytest.approx(0.05))
@@ -74,7 +74,8 @@ def test_the_minis_autoencoder_learns_more_slowly_and_its_chain_slowest(make_min
 
 
 @pytest.mark.parametrize(
-    ("what", "time"), [(SD21, False), (replace(SD21, time_layers=True), True), (fidelity.SD21.adapt, False)]
+    ("what", "time"),
+    [(SD21_ADAPT, False), (replace(SD21_ADAPT, time_layers=True), True), (fidelity.SD21.adapt, False)],
 )
 def test_what_learns_of_stable_diffusion(make_sd: Callable[..., CTSRPipeline], what: Adapt, time: bool) -> None:
     model = OneStep(make_sd("osediff"))
@@ -90,7 +91,7 @@ def test_what_learns_of_stable_diffusion(make_sd: Callable[..., CTSRPipeline], w
 def test_lora_of_the_unet_alone_and_of_the_encoder_alone(make_sd: Callable[..., CTSRPipeline]) -> None:
     for unet, encoder in (("lora", "frozen"), ("frozen", "lora")):
         model = OneStep(make_sd("osediff"))
-        groups = adapt(model, replace(SD21, unet=unet, encoder=encoder))
+        groups = adapt(model, replace(SD21_ADAPT, unet=unet, encoder=encoder))
         assert bool(learning(model.unet)) == (unet == "lora")
         assert bool(learning(model.vae)) == (encoder == "lora")
         check_groups(model, groups)
@@ -101,7 +102,7 @@ def test_the_frozen_base_is_in_the_dtype_asked_for_and_what_learns_in_fp32(
 ) -> None:
     for dtype, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         model = OneStep(make_sd("osediff"))
-        adapt(model, replace(SD21, base_dtype=dtype, time_layers=True))
+        adapt(model, replace(SD21_ADAPT, base_dtype=dtype, time_layers=True))
         for module in (model.unet, model.vae):
             assert {p.dtype for p in module.parameters() if not p.requires_grad} == {expected}
             assert {p.dtype for p in module.parameters() if p.requires_grad} == {torch.float32}
@@ -109,7 +110,7 @@ def test_the_frozen_base_is_in_the_dtype_asked_for_and_what_learns_in_fp32(
 
 def test_rank_and_alpha_are_those_asked_for(make_sd: Callable[..., CTSRPipeline]) -> None:
     model = OneStep(make_sd("osediff"))
-    adapt(model, replace(SD21, rank=2, alpha=6))
+    adapt(model, replace(SD21_ADAPT, rank=2, alpha=6))
     layer = model.unet.conv_in
     assert layer.lora_A["default_encoder"].weight.shape[0] == 2
     assert layer.scaling["default_encoder"] == 3
@@ -118,7 +119,7 @@ def test_rank_and_alpha_are_those_asked_for(make_sd: Callable[..., CTSRPipeline]
 def test_nothing_changes_before_the_first_step(make_sd: Callable[..., CTSRPipeline]) -> None:
     lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     plain, adapted = OneStep(make_sd("osediff")), OneStep(make_sd("osediff"))
-    adapt(adapted, replace(SD21, base_dtype="fp32", checkpointing=False))
+    adapt(adapted, replace(SD21_ADAPT, base_dtype="fp32", checkpointing=False))
     with torch.no_grad():
         torch.testing.assert_close(adapted.decode(adapted(lr).z0), plain.decode(plain(lr).z0))
 
@@ -127,7 +128,7 @@ def gradients(pipeline: CTSRPipeline, checkpointing: bool) -> tuple[dict[str, Te
     """Gradients of all that learns, and how often resnets of the UNet, the encoder and the decoder ran."""
     model = OneStep(pipeline)
     torch.manual_seed(0)
-    adapt(model, replace(SD21, base_dtype="fp32", time_layers=True, checkpointing=checkpointing))
+    adapt(model, replace(SD21_ADAPT, base_dtype="fp32", time_layers=True, checkpointing=checkpointing))
     runs: list[int] = []
     for part in (model.unet, model.vae.encoder, model.vae.decoder):
         block = part.up_blocks[0] if hasattr(part, "up_blocks") else part.down_blocks[0]
@@ -151,7 +152,7 @@ def test_checkpointing_gives_equal_gradients(make_sd: Callable[..., CTSRPipeline
 def test_at_the_end_all_is_fp32_and_nothing_of_lora_is_rounded_away(
     make_sd: Callable[..., CTSRPipeline], keep_lora: bool
 ) -> None:
-    model, what = OneStep(make_sd("osediff")), replace(SD21, keep_lora=keep_lora)
+    model, what = OneStep(make_sd("osediff")), replace(SD21_ADAPT, keep_lora=keep_lora)
     adapt(model, what)
     layer = model.unet.conv_out
     base = layer.base_layer.weight.detach().float()

@@ -9,8 +9,8 @@ from ctsr import TimeAwareAutoencoderKL
 
 pytest.importorskip("peft")
 
-from training.model.base import SD21_UNET, SD21_VAE
 from training.model.lora import add_lora, lora_parameters, merge_lora, train_conv_in, unet_targets, vae_targets
+from training.model.sd21 import SD21_UNET, SD21_VAE
 
 
 def numel(parameters) -> int:

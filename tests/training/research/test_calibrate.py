@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from ctsr import CTSRPipeline
-from training.data.data import Data
+from training.data.datasets import Data
 from training.losses.reconstruction import gaussian_blur
-from training.model.channels import keep_first_group
+from training.model.unet_channels import keep_first_group
 from training.research import calibrate
 from training.research.calibrate import Job, Point
 

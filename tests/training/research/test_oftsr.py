@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from ctsr import CTSRPipeline
-from training.data.data import Data
+from training.data.datasets import Data
 from training.data.pairs import Pairs
 from training.engine.run import Run
 from training.model.lora import unet_targets

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ctsr import CTSRPipeline
-from training.data.data import Data
+from training.data.datasets import Data
 from training.data.pairs import Pairs
 from training.engine.draws import Draws
 from training.engine.run import Run
 from training.engine.sources import Sample
-from training.losses.scores import open_scores
+from training.losses.score_networks import open_score_networks
 from training.losses.vsd import add_noise
 from training.model.one_step import OneStep, open_pipeline
 from training.research import prior
@@ -85,6 +85,6 @@ def test_the_stage_moves_the_unet_alone_and_vsd_can_take_its_file(
     old, new = start.vae.state_dict(), trained.vae.state_dict()
     assert all(torch.equal(old[name], new[name]) for name in old)
     z, tau = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([500])
-    scores = open_scores(open_pipeline(recipe.run.out / "model.safetensors", "osediff"))
+    scores = open_score_networks(open_pipeline(recipe.run.out / "model.safetensors", "osediff"))
     with torch.no_grad():
         assert torch.equal(scores.prior(z, tau), trained.unet(z, tau).sample)

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
-from training.data.data import Data
+from training.data.datasets import Data
 from training.data.pairs import Pairs
 from training.engine.draws import Draws
 from training.engine.run import Run
 from training.losses.realism import RealismTerms
 from training.losses.reconstruction import Reconstruction, gaussian_blur
-from training.losses.scores import open_scores
+from training.losses.score_networks import open_score_networks
 from training.losses.vsd import half_timesteps
 from training.model.lora import unet_targets, vae_targets
 from training.model.one_step import OneStep
@@ -186,7 +186,7 @@ def test_prior_and_regulariser_look_at_half_the_generators_timestep(
     sd21: tadsr.Recipe, make_sd: Callable[..., CTSRPipeline]
 ) -> None:
     seen: list[tuple[str, Tensor, bool]] = []
-    scores = open_scores(make_sd("osediff"), "all", negative_prompt=torch.zeros(1, 4, 16))
+    scores = open_score_networks(make_sd("osediff"), "all", negative_prompt=torch.zeros(1, 4, 16))
 
     def recording(name: str, inner: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(z: Tensor, timestep: Tensor, prompt: Tensor | None = None) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctsr import CTSRPipeline, TimeAwareAutoencoderMini
-from training.data.data import Data
+from training.data.datasets import Data
 from training.data.pairs import Pairs
 from training.engine.draws import Draws
 from training.engine.run import Run

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ctsr import CTSRPipeline
-from training.data.data import Data
+from training.data.datasets import Data
 from training.data.pairs import Pairs
 from training.engine.run import Run
 from training.engine.sources import Sample

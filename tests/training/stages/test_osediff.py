@@ -10,17 +10,17 @@ import torch
 
 from ctsr import CTSRPipeline
 from ctsr.convert.prompts import encode_prompts
-from training.data.data import Data
+from training.data.datasets import Data
 from training.data.pairs import Pairs
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
-from training.losses.realism import Realism, RealismTerms, prior_scores
+from training.losses.realism import Realism, RealismTerms, open_prior
 from training.losses.reconstruction import Reconstruction
 from training.losses.vsd import VSD
-from training.model.base import NEGATIVE_PROMPT
 from training.model.lora import unet_targets, vae_targets
 from training.model.one_step import OneStep, open_pipeline
+from training.model.sd21 import NEGATIVE_PROMPT
 from training.stages import osediff
 from training.stages.osediff import Generator
 from training.stages.stage import train
@@ -140,7 +140,7 @@ def test_the_generators_loss_is_the_sum_of_its_terms(
 ) -> None:
     model, batch = OneStep(make_mini()), make_batch()
     weights = Reconstruction(l1=1.0, l2=2.0, low=3.0, perceptual=4.0, features="encoder")
-    terms = RealismTerms(Realism(VSD_ON, ADVERSARIAL_ON), 0, prior_scores(replace(mini, realism=Realism(VSD_ON))))
+    terms = RealismTerms(Realism(VSD_ON, ADVERSARIAL_ON), 0, open_prior(replace(mini, realism=Realism(VSD_ON))))
     out = Generator(model, weights, terms)(batch)
     names = {"l1", "l2", "low", "perceptual", "vsd", "adversarial"}
     assert out.keys() == names | {"loss", "fake", "latents"}
@@ -156,7 +156,7 @@ def test_the_regulariser_learns_on_the_latents_that_were_judged(
     mini: osediff.Recipe, make_mini: Callable[..., CTSRPipeline], make_batch: Callable[..., Sample]
 ) -> None:
     recipe, batch = replace(mini, realism=replace(NEITHER, vsd=replace(VSD_ON, moved=True))), make_batch()
-    terms = RealismTerms(recipe.realism, 0, prior_scores(recipe))
+    terms = RealismTerms(recipe.realism, 0, open_prior(recipe))
     out = Generator(OneStep(make_mini()), mini.reconstruction, terms)(batch)
     assert out["latents"].shape == (2, 4, 3, 3)
     assert torch.equal(out["latents"], terms.judged(out["latents"], out["fake"], batch))
@@ -165,15 +165,15 @@ def test_the_regulariser_learns_on_the_latents_that_were_judged(
 def test_the_negative_prompt_is_osediffs_and_only_where_there_is_guidance(
     sd21: osediff.Recipe, sd_folder: Path
 ) -> None:
-    scores = prior_scores(sd21)
+    scores = open_prior(sd21)
     assert torch.equal(scores.negative_prompt, encode_prompts(sd_folder, [NEGATIVE_PROMPT]))
-    assert prior_scores(replace(sd21, realism=Realism(VSD_ON))).negative_prompt is None
-    assert prior_scores(replace(sd21, realism=NEITHER)) is None
+    assert open_prior(replace(sd21, realism=Realism(VSD_ON))).negative_prompt is None
+    assert open_prior(replace(sd21, realism=NEITHER)) is None
 
 
 def test_guidance_without_a_text_encoder_is_an_error_that_says_what_to_do(mini: osediff.Recipe) -> None:
     with pytest.raises(ValueError, match=r"no text encoder: .* or --realism\.vsd\.guidance 1"):
-        prior_scores(replace(mini, realism=Realism(VSD(weight=1.0, guidance=3.0))))
+        open_prior(replace(mini, realism=Realism(VSD(weight=1.0, guidance=3.0))))
 
 
 def test_vsd_without_a_prior_is_an_error_that_says_what_to_do(mini: osediff.Recipe) -> None:

@@ -12,7 +12,7 @@ import tyro
 from skimage.metrics import peak_signal_noise_ratio
 
 from ctsr import CTSRPipeline
-from training.data.data import open_photos
+from training.data.datasets import open_photos
 from training.data.pairs import held_back_pairs
 from training.data.photos import load_photos
 from training.engine.run import Run

@@ -14,7 +14,7 @@ from ctsr import CTSRPipeline
 from training.engine.draws import Draws
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
-from training.losses.realism import Realism, RealismTerms, prior_scores
+from training.losses.realism import Realism, RealismTerms, open_prior
 from training.model.one_step import OneStep, open_pipeline
 from training.stages import stage2
 from training.stages.stage import train
@@ -178,7 +178,7 @@ def test_score_distillation_may_join(make_mini, mini: stage2.Recipe, tiny_prior_
     recipe = replace(mini, prior=tiny_prior_file, realism=Realism(replace(mini.realism.vsd, weight=1.0)))
     assert recipe.realism.vsd.moved
     loss = bends(make_mini, recipe, OneStep(make_mini(3)))
-    loss.terms = RealismTerms(recipe.realism, 0, prior_scores(recipe))
+    loss.terms = RealismTerms(recipe.realism, 0, open_prior(recipe))
     with torch.no_grad():
         for parameter in loss.terms.turns[0].module.parameters():
             parameter.mul_(1.1)  # not the prior any more

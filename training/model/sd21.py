@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, get_family
 from ctsr.convert.prompts import encode_prompts
 from ctsr.convert.stable_diffusion import check_epsilon, read
-from training.model.channels import widen_conv_out
+from training.model.unet_channels import widen_conv_out
 
 SD21_UNET: Mapping[str, Any] = MappingProxyType(
     {

@@ -9,8 +9,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from ctsr import CTSRPipeline
-from training.model.channels import keep_first_group, widen_conv_in, widen_conv_out
 from training.model.lora import add_lora, merge_lora, unet_targets
+from training.model.unet_channels import keep_first_group, widen_conv_in, widen_conv_out
 
 Make = Callable[..., CTSRPipeline]
 

@@ -24,7 +24,7 @@ RegulariserLora = Literal["mid", "all"]
 
 
 @dataclass(frozen=True)
-class Scores:
+class ScoreNetworks:
     """Prior and regulariser.
 
     Attributes:
@@ -44,14 +44,14 @@ class Scores:
     negative_prompt: Tensor | None
 
 
-def open_scores(
+def open_score_networks(
     base: CTSRPipeline,
     lora: RegulariserLora | None = None,
     rank: int = RANK,
     alpha: float = ALPHA,
     negative_prompt: Tensor | None = None,
-) -> Scores:
-    """Scores of a noise-predicting pipeline (an SD 2.1 base, or what `training.research.prior` wrote for the mini).
+) -> ScoreNetworks:
+    """Prior and regulariser of a pipeline that predicts noise: an SD 2.1 base, or a `training.research.prior` file.
 
     Args:
         base: its UNet is taken over, not copied.
@@ -71,12 +71,12 @@ def open_scores(
         network = copy.deepcopy(model.unet).requires_grad_(True)
         twin = copy.copy(model)
         twin._modules = {**model._modules, "unet": network}
-        return Scores(denoiser(model), denoiser(twin), encode, network, None, negative_prompt)
+        return ScoreNetworks(denoiser(model), denoiser(twin), encode, network, None, negative_prompt)
     targets = unet_targets(model.unet)
     chosen = targets if lora == "all" else {"default_others": targets["default_others"]}
     add_lora(model.unet, chosen, rank, alpha)
     groups: list[Group] = [{"params": lora_parameters(model.unet), **AS_OSEDIFF}]
-    return Scores(without_adapters(model), denoiser(model), encode, model.unet, groups, negative_prompt)
+    return ScoreNetworks(without_adapters(model), denoiser(model), encode, model.unet, groups, negative_prompt)
 
 
 def denoiser(model: OneStep) -> Denoiser:

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from training.losses.dial_path import faithful_loss, flow_loss, path_loss, printed_path_loss, way_loss, weigh_gradient
 from training.losses.flow import between, per_sample
-from training.losses.path import faithful_loss, flow_loss, path_loss, printed_path_loss, way_loss, weigh_gradient
 
 T = torch.tensor([0.2, 0.7])
 LATER = torch.tensor([0.5, 0.9])

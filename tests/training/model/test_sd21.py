@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ctsr import CheckpointError, CTSRPipeline, TimeAwareAutoencoderKL
 from ctsr.convert.prompts import encode_prompts
-from training.model.base import NEGATIVE_PROMPT, SD21_UNET, SD21_VAE, load_base
+from training.model.sd21 import NEGATIVE_PROMPT, SD21_UNET, SD21_VAE, load_base
 
 
 @pytest.fixture

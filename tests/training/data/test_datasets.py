@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from training.data.data import Data, batches_of_one, mini_data, open_photos, open_source, sd21_data
+from training.data.datasets import Data, batches_of_one, mini_data, open_photos, open_source, sd21_data
 from training.data.pairs import Pairs, make_pair
 from training.data.photos import load_photos
 from training.data.shards import write

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ctsr import CTSRPipeline
-from training.losses.scores import Scores, adapters_off, open_scores
+from training.losses.score_networks import ScoreNetworks, adapters_off, open_score_networks
 
 pytest.importorskip("peft")
 
@@ -18,11 +18,11 @@ def noisy() -> tuple[Tensor, Tensor]:
     return torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([20, 700])
 
 
-def trained_names(scores: Scores) -> set[str]:
+def trained_names(scores: ScoreNetworks) -> set[str]:
     return {name for name, p in scores.network.named_parameters() if p.requires_grad}
 
 
-def change(scores: Scores) -> None:
+def change(scores: ScoreNetworks) -> None:
     with torch.no_grad():
         for parameter in scores.network.parameters():
             if parameter.requires_grad:
@@ -31,7 +31,7 @@ def change(scores: Scores) -> None:
 
 @pytest.mark.parametrize("lora", [None, "mid", "all"])
 def test_they_start_equal_and_only_the_regulariser_moves(make_sd: Callable[..., CTSRPipeline], lora) -> None:
-    scores = open_scores(make_sd("osediff"), lora)
+    scores = open_score_networks(make_sd("osediff"), lora)
     z, tau = noisy()
     with torch.no_grad():
         before = scores.prior(z, tau)
@@ -43,7 +43,7 @@ def test_they_start_equal_and_only_the_regulariser_moves(make_sd: Callable[..., 
 
 @pytest.mark.parametrize(("lora", "parts"), [("mid", {"mid"}), ("all", {"encoder", "decoder", "mid"})])
 def test_which_adapters_learn(make_sd: Callable[..., CTSRPipeline], lora, parts: set[str]) -> None:
-    scores = open_scores(make_sd("osediff"), lora, rank=2, alpha=4)
+    scores = open_score_networks(make_sd("osediff"), lora, rank=2, alpha=4)
     names = trained_names(scores)
     assert all(".lora_A." in name or ".lora_B." in name for name in names)
     found = {
@@ -64,7 +64,7 @@ def test_which_adapters_learn(make_sd: Callable[..., CTSRPipeline], lora, parts:
 
 def test_without_lora_the_regulariser_is_a_whole_copy(make_prior: Callable[..., CTSRPipeline]) -> None:
     base = make_prior()
-    scores = open_scores(base)
+    scores = open_score_networks(base)
     assert scores.groups is None
     assert scores.network is not base.unet
     assert trained_names(scores) == {name for name, _ in base.unet.named_parameters()}
@@ -72,7 +72,7 @@ def test_without_lora_the_regulariser_is_a_whole_copy(make_prior: Callable[..., 
 
 
 def test_the_prior_never_has_a_gradient_and_leaves_the_adapters_on(make_sd: Callable[..., CTSRPipeline]) -> None:
-    scores = open_scores(make_sd("osediff"), "all")
+    scores = open_score_networks(make_sd("osediff"), "all")
     names = trained_names(scores)
     assert not scores.prior(*noisy()).requires_grad
     assert trained_names(scores) == names
@@ -80,7 +80,7 @@ def test_the_prior_never_has_a_gradient_and_leaves_the_adapters_on(make_sd: Call
 
 
 def test_the_adapters_come_back_after_an_error(make_sd: Callable[..., CTSRPipeline]) -> None:
-    scores = open_scores(make_sd("osediff"), "all")
+    scores = open_score_networks(make_sd("osediff"), "all")
     change(scores)
     z, tau = noisy()
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_the_adapters_come_back_after_an_error(make_sd: Callable[..., CTSRPipeli
 
 def test_another_prompt_reaches_the_prior(make_sd: Callable[..., CTSRPipeline]) -> None:
     for lora in (None, "all"):
-        scores = open_scores(make_sd("osediff"), lora)
+        scores = open_score_networks(make_sd("osediff"), lora)
         z, tau = noisy()
         other = torch.randn(1, 4, 16, generator=torch.Generator().manual_seed(5))
         with torch.no_grad():

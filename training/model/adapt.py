@@ -55,16 +55,6 @@ AS_OSEDIFF = {"betas": (0.9, 0.999), "weight_decay": 1e-2}
 """Of AdamW for LoRA, as OSEDiff, CTSR and TADSR have it."""
 
 
-def encoder_modules(vae: nn.Module) -> list[nn.Module]:
-    """The encoder and what stands behind it; the timestep embedding of the mini lies beside it."""
-    return [cast(nn.Module, getattr(vae, name)) for name in ("encoder", "quant_conv") if getattr(vae, name, None)]
-
-
-def time_parameters(vae: nn.Module) -> list[nn.Parameter]:
-    """Timestep embedding and projections of the encoder."""
-    return [p for name, p in vae.named_parameters() if "time_" in name and "decoder" not in name]
-
-
 def autoencoder_groups(parameters: list[tuple[str, nn.Parameter]], factor: float) -> list[Group]:
     """Residual blocks at `factor` of the rate, the linear chain between them at a tenth of that.
 
@@ -112,11 +102,13 @@ def adapt_autoencoder(model: OneStep, what: Adapt) -> list[Group]:
         to_base_dtype(vae, what)
         add_lora(vae, vae_targets(vae), what.rank, what.alpha)
     elif what.encoder == "full":
-        for module in encoder_modules(vae):
-            module.requires_grad_(True)
-    for parameter in time_parameters(vae):
-        parameter.data = parameter.data.float()
-        parameter.requires_grad_(what.time_layers)
+        cast(nn.Module, vae.encoder).requires_grad_(True)
+        if quant_conv := getattr(vae, "quant_conv", None):  # of SD's autoencoder
+            quant_conv.requires_grad_(True)
+    for name, parameter in vae.named_parameters():
+        if "time_" in name and "decoder" not in name:
+            parameter.data = parameter.data.float()
+            parameter.requires_grad_(what.time_layers)
     if what.decoder:
         cast(nn.Module, vae.decoder).requires_grad_(True)
     lora = lora_parameters(vae) if what.encoder == "lora" else []

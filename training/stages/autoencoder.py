@@ -2,6 +2,8 @@
 
     python -m training.stages.autoencoder mini --data.photos PHOTOS --run.out RUNS/autoencoder
 
+    L = |y - x| + gradient_weight |grad y - grad x| + latent_weight E(x)^2        y = D(E(x) + latent_noise eps)
+
 Starts as a cosine transform (`dct_init`). L1 on pixels and on their gradients; a little noise on the latent and a weak
 pull to zero keep the latent smooth and of bounded size, so that the networks behind it can move in it. Ends by
 measuring the gate on held-back photographs (45 dB, and 50 dB on enlarged ones), and writes a pipeline whose UNet is

@@ -4,8 +4,10 @@
         --start AUTOENCODER/model.safetensors --run.out RUNS/fidelity
     python -m training.stages.fidelity sd21 --data.photos PHOTOS --start SD21_BASE --run.out RUNS/fidelity
 
-The mini's autoencoder (its encoder at tau = 999) learns together with the UNet, and a little L2 to the latents that the
-autoencoder gave the truth before keeps latents what they were. Only the output group o learns: delta and kappa stay
+    L = l1 |x - x_H| + l2 (x - x_H)^2 + latent_weight (z - E(x_H))^2        x = D(z)
+
+x_H is the ground truth, E the plain encoder before this stage. The mini's autoencoder (its encoder at tau = 999) learns
+together with the UNet; the last term keeps latents what they were. Only the output group o learns: delta and kappa stay
 zero. In place of the photographs, another restorer's pictures can be the target (`--restored`, `--lr`): then this makes
 an in-family twin of that restorer.
 """

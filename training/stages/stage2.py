@@ -6,7 +6,10 @@
 Our form of it, B1: the UNet of stage 1 gets two more output groups, [o, delta, kappa], and z^t = z^0 + t delta +
 t (1 - t) kappa, so that one pass serves every t. delta leads to the faithful teacher's latent; kappa bends the way so
 that its pictures are the blends of the end pictures, which a straight line of latents misses. Other forms are in
-`training.research.stage2_variants`.
+`training.research.stage2_variants`. With x^t = D(z^t), z_f the faithful teacher's latent and x_H the ground truth,
+
+    L = way |delta - (z_f - z^0)|^2 + end |x^1 - x_H|^2 + path |x^t - ((1 - t) x^0 + t x^1)|^2
+        + faithful t |x^t - x_H|^2 + decoder |x^0 - x^0_stage1|^2 + (1 - t) realism terms on x^t
 """
 
 from dataclasses import dataclass, field, replace

@@ -27,8 +27,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
 from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, get_family
-from training.engine.loop import Turn
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.dual_teacher import noised
 from training.losses.realism import RealismTerms
 from training.model.adapt import Group, adapt

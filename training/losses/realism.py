@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ctsr.convert.prompts import encode_prompts
 from training.engine.draws import Draws
-from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.adversarial import Adversarial, AdversarialTerm
 from training.losses.score_networks import RegulariserLora, ScoreNetworks, open_score_networks
 from training.losses.vsd import (

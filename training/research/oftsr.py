@@ -28,9 +28,9 @@ from ctsr.families import Endpoints
 from ctsr.tiling import networks
 from training.data.datasets import Data, mini_data, open_source, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.flow import Solver, Velocity, distillation_losses, integrate, noisy_start, velocity_loss
 from training.losses.realism import total
 from training.losses.score_networks import adapters_off

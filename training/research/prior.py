@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline, TimeConditionedUNetMini
 from training.data.datasets import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
-from training.engine.loop import Report, Turn
+from training.engine.loop import Report
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.score_networks import denoiser
 from training.losses.vsd import add_noise, clean
 from training.model.one_step import OneStep, open_pipeline

@@ -25,9 +25,9 @@ from ctsr.families import coefficients, predict_x0
 from ctsr.tiling import networks
 from training.data.datasets import mini_data, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.dial_path import flow_loss, printed_path_loss
 from training.losses.flow import between, per_sample
 from training.losses.realism import total

@@ -24,9 +24,9 @@ from ctsr import CTSRPipeline
 from ctsr.families import Parameterization
 from training.data.datasets import mini_data, open_source, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.adversarial import Adversarial
 from training.losses.dial_path import weigh_gradient
 from training.losses.perceptual import NoDistance, perceptual_loss

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline, TimeAwareAutoencoderMini, TimeConditionedUNetMini
 from training.data.datasets import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
-from training.engine.loop import Report, Turn
+from training.engine.loop import Report
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.model.adapt import autoencoder_groups
 from training.model.dct_init import dct_init_
 from training.model.one_step import TIMESTEP, enlarge

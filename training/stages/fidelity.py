@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from ctsr.tiling import networks
 from training.data.datasets import Data, mini_data, open_source, restored_source, sd21_data
 from training.data.photos import Photos
-from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample, Source
+from training.engine.turn import Turn
 from training.losses.perceptual import perceptual_loss
 from training.losses.realism import total
 from training.losses.reconstruction import Reconstruction, reconstruction_losses

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from ctsr.families import blend
 from training.data.datasets import Data, mini_data, open_source
 from training.engine.draws import Draws
-from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.adversarial import Adversarial
 from training.losses.dial_path import path_loss
 from training.losses.perceptual import perceptual_loss

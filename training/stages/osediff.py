@@ -16,9 +16,9 @@ import tyro
 from torch import Tensor, nn
 
 from training.data.datasets import Data, mini_data, open_source, sd21_data
-from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.adversarial import Adversarial
 from training.losses.perceptual import perceptual_loss
 from training.losses.realism import Realism, RealismTerms, open_realism, total

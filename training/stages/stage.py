@@ -23,9 +23,10 @@ from ctsr import CTSRPipeline
 from ctsr.families import blend
 from training.data.datasets import Data, batches_of_one, open_photos
 from training.data.photos import Photos
-from training.engine.loop import Report, Turn, fit
+from training.engine.loop import Report, fit
 from training.engine.run import Run
 from training.engine.sources import Sample, Source
+from training.engine.turn import Turn
 from training.model.adapt import Adapt, finish
 from training.model.one_step import OneStep, enlarge
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from ctsr.families import blend
 from training.data.datasets import mini_data, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.adversarial import Adversarial
 from training.losses.dual_teacher import clean_consistency, directed, literal_agreement, literal_consistency, noised
 from training.losses.perceptual import perceptual_loss

@@ -26,9 +26,9 @@ from ctsr import CTSRPipeline
 from ctsr.families import Endpoints, blend
 from training.data.datasets import mini_data, sd21_data
 from training.engine.draws import Draws
-from training.engine.loop import Turn
 from training.engine.run import Run
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.dial_path import faithful_loss, path_loss, way_loss, weigh_gradient
 from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.score_networks import RegulariserLora

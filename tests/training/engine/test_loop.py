@@ -11,9 +11,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from training.engine.loop import Report, State, Turn, fit, kept, rate
+from training.engine.checkpoint import State, trained_state
+from training.engine.loop import Report, fit, learning_rate
 from training.engine.run import Run
 from training.engine.sources import ByNumber, Sample
+from training.engine.turn import Turn
 
 SOURCE = ByNumber(lambda index: {"x": torch.randn(3, generator=torch.Generator().manual_seed(index))})
 
@@ -173,8 +175,8 @@ def test_a_checkpoint_of_other_turns_or_networks_is_refused(run: Run, tmp_path: 
 
 
 def test_a_checkpoint_keeps_what_is_trained_and_the_buffers() -> None:
-    assert kept(First()).keys() == {"layer.weight", "layer.bias"}
-    assert kept(Second()).keys() == {"layer.weight", "layer.bias", "calls"}
+    assert trained_state(First()).keys() == {"layer.weight", "layer.bias"}
+    assert trained_state(Second()).keys() == {"layer.weight", "layer.bias", "calls"}
 
 
 def test_the_held_back_are_scored_with_averaged_weights_and_training_goes_on_with_its_own(run: Run) -> None:
@@ -227,7 +229,7 @@ def test_the_loop_gives_every_group_its_rate(run: Run) -> None:
             return optimizer
 
     fit(run, SOURCE, [Watched(turn.name, turn.module, turn.peak_rate, turn.groups)], lambda: Report({}))
-    assert [row[0] for row in seen] == [rate(step, run, 1e-2) for step in range(12)]
+    assert [row[0] for row in seen] == [learning_rate(step, run, 1e-2) for step in range(12)]
     assert all(small == pytest.approx(0.1 * large) for large, small in seen)
 
 
@@ -283,7 +285,7 @@ def test_the_place_in_the_shards_is_kept_and_no_longer_than_its_consumers(run: R
 
 def test_the_rate_warms_up_and_falls(run: Run) -> None:
     run = replace(run, steps=1000, warm_up=100)
-    rates = [rate(step, run, 2.0) for step in range(1000)]
+    rates = [learning_rate(step, run, 2.0) for step in range(1000)]
     assert rates[0] == pytest.approx(0.02)
     assert max(rates) == rates[100] == 2
     assert rates[:100] == sorted(rates[:100])
@@ -294,8 +296,8 @@ def test_the_rate_warms_up_and_falls(run: Run) -> None:
 
 def test_a_constant_rate_stays(run: Run) -> None:
     run = replace(run, warm_up=2, schedule="constant")
-    assert [rate(step, run, 1.0) for step in range(5)] == [0.5, 1, 1, 1, 1]
-    assert rate(0, replace(run, warm_up=0), 1.0) == 1
+    assert [learning_rate(step, run, 1.0) for step in range(5)] == [0.5, 1, 1, 1, 1]
+    assert learning_rate(0, replace(run, warm_up=0), 1.0) == 1
 
 
 def test_a_missing_checkpoint_starts_at_zero(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctsr.app.evaluate import luma
-from ctsr.app.plan import readable_suffixes
+from ctsr.images.read import readable_suffixes
 
 CELL = 8
 

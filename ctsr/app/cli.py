@@ -92,6 +92,10 @@ PrecisionOption = Annotated[PrecisionName, typer.Option(help="auto: bf16 where t
 DeviceOption = Annotated[DeviceName, typer.Option(help="auto: a CUDA device where there is one, else the CPU.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do pictures again that are already there.")]
 
+StripOption = Annotated[
+    bool, typer.Option("--strip-metadata", help="Leave out camera, place, date, comments and text of the original.")
+]
+
 
 def print_version(wanted: bool) -> None:
     """`--version`."""
@@ -129,6 +133,7 @@ def upscale_command(
     precision: PrecisionOption = PrecisionName.auto,
     device: DeviceOption = DeviceName.auto,
     overwrite: OverwriteOption = False,
+    strip_metadata: StripOption = False,
 ) -> None:
     """Upscale pictures, or folders of pictures.
 
@@ -145,7 +150,7 @@ def upscale_command(
         from .plan import plan
         from .upscale import upscale
 
-        options = make_options(t, scale, size, tile, color_fix)
+        options = make_options(t, scale, size, tile, color_fix, strip_metadata)
         loaded = make_model(model, precision, device)
         jobs = plan(inputs, output)
         code = run_jobs(console, jobs, overwrite, lambda job, on_tile: upscale(job, loaded, options, on_tile))
@@ -164,6 +169,7 @@ def sweep_command(
     color_fix: ColorFixOption = None,
     precision: PrecisionOption = PrecisionName.auto,
     device: DeviceOption = DeviceName.auto,
+    strip_metadata: StripOption = False,
 ) -> None:
     """Turn the dial: one picture at several t, for the price of one and a decode each.
 
@@ -177,7 +183,7 @@ def sweep_command(
         from .upscale import sweep
 
         dials = parse_dials(t)
-        options = make_options(dials[0], scale, size, tile, color_fix)
+        options = make_options(dials[0], scale, size, tile, color_fix, strip_metadata)
         loaded = make_model(model, precision, device)
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file: name a folder with -o.")
@@ -288,7 +294,14 @@ def info_command(
 # --------------------------------------------------------------------------------------------------------- arguments
 
 
-def make_options(t: float, scale: float | None, size: str | None, tile: int, color_fix: ColorFixName | None) -> Options:
+def make_options(
+    t: float,
+    scale: float | None,
+    size: str | None,
+    tile: int,
+    color_fix: ColorFixName | None,
+    strip_metadata: bool = False,
+) -> Options:
     """The options of a run; raises ValueError for those that cannot be."""
     from .options import Options, parse_size
 
@@ -300,6 +313,7 @@ def make_options(t: float, scale: float | None, size: str | None, tile: int, col
         size=None if size is None else parse_size(size),
         tile=tile,
         color_fix=None if color_fix is None else color_fix.value,
+        strip_metadata=strip_metadata,
     )
 
 

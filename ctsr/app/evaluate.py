@@ -28,14 +28,15 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import CheckpointError, CTSRError, ImageReadError, first_line
-from ..images.files import Picture, read_picture, write_picture
+from ..images.picture import Picture
+from ..images.read import read_picture, readable_suffixes
 from ..images.strip import dial_name
 from ..images.tensors import as_pil, from_pil, resize
+from ..images.write import write_picture
 from ..pipeline import Progress
 from ..whole_file import whole_file
 from .lazy_pipeline import LazyPipeline
 from .options import Options
-from .plan import readable_suffixes
 from .run import EXPECTED, one_line, sentence
 from .upscale import check_picture, turn_dial
 

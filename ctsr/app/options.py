@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from ..families import check_dial
 from ..images.color_fix import ColorFix
-from ..images.files import Picture
+from ..images.picture import Picture
 from ..images.tensors import MAX_SIDE, check_size, output_size
 from ..runtime.offload import check_tile
 
@@ -20,6 +20,7 @@ class Options:
         size: width and height of the result in pixels instead of `scale`.
         tile: pixels of the result, 0 for automatic.
         color_fix: None is the checkpoint's own.
+        strip_metadata: leave out EXIF, XMP, IPTC, resolution, comment and text of the original.
     """
 
     t: float = 0.5
@@ -27,6 +28,7 @@ class Options:
     size: tuple[int, int] | None = None
     tile: int = 0
     color_fix: ColorFix | None = None
+    strip_metadata: bool = False
 
     def __post_init__(self) -> None:
         check_dial("t", self.t)

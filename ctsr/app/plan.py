@@ -9,12 +9,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ..images.files import output_suffix, writable_suffixes
+from ..images.read import readable_suffixes
+from ..images.write import output_suffix, writable_suffixes
 
 logger = logging.getLogger(__name__)
 
-WITHOUT_STILLS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-"""Formats that Pillow recognises by name but cannot decode by itself."""
 WITHOUT_ALPHA = frozenset({".bmp", ".jpeg", ".jpg"})
 
 
@@ -108,12 +107,6 @@ def find_pictures(folder: Path, leave_out: Path) -> Iterator[Path]:
             path = here / name
             if not name.startswith(".") and path.suffix.lower() in suffixes and (path.is_file() or path.is_symlink()):
                 yield path
-
-
-def readable_suffixes() -> frozenset[str]:
-    """Suffixes of the stills that this Pillow reads, lower case with the dot."""
-    known = Image.registered_extensions().items()
-    return frozenset(suffix for suffix, form in known if form in Image.OPEN and form not in WITHOUT_STILLS)
 
 
 def becomes_png(source: Path) -> bool:

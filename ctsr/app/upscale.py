@@ -8,9 +8,11 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..images.files import Picture, check_target, output_suffix, read_picture, write_picture
+from ..images.picture import Picture
+from ..images.read import read_picture
 from ..images.strip import dial_name, panel, panel_side
 from ..images.tensors import check_size, resize
+from ..images.write import check_target, output_suffix, write_picture
 from ..pipeline import Progress
 from ..runtime.memory import check_room
 from .lazy_pipeline import LazyPipeline
@@ -42,7 +44,7 @@ def start_noise() -> torch.Generator:
 
 def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress | None = None) -> str:
     """Makes one picture; returns its size. Raises what `read_picture`, the pipeline and `write_picture` raise."""
-    picture = read_picture(job.source)
+    picture = read_picture(job.source, keep_metadata=not options.strip_metadata)
     height, width = check_picture(picture, job.target, options, model.device)
     images = model.pipeline(
         picture.rgb,
@@ -68,7 +70,7 @@ def sweep(
 
     One encode and one UNet pass for all t; `options.t` is not used. Returns what was made.
     """
-    picture, stem = read_picture(job.source), job.source.stem
+    picture, stem = read_picture(job.source, keep_metadata=not options.strip_metadata), job.source.stem
     height, width = check_picture(picture, job.target / f"{stem}.png", options, model.device)
     alpha = enlarged_alpha(picture, height, width)
     side = panel_side(len(dials) + 1)

@@ -22,8 +22,10 @@ from ctsr.app import upscale as files_upscaled
 from ctsr.app.cli import app
 from ctsr.errors import ImageReadError
 from ctsr.images import strip
-from ctsr.images.files import Picture, read_picture, write_picture
+from ctsr.images.picture import Picture
+from ctsr.images.read import read_picture
 from ctsr.images.tensors import resize
+from ctsr.images.write import write_picture
 
 ROOT = Path(__file__).parents[3]
 STRESS = ROOT.parent / "shared" / "data" / "stress"
@@ -553,3 +555,16 @@ def test_bad_files_are_bad_for_the_reader_too() -> None:
     for name in set(BAD) & set(FILES):
         with pytest.raises(ImageReadError):
             read_picture(STRESS / name)
+
+
+def test_metadata_is_kept_or_stripped(tmp_path: Path, upscale: Upscale) -> None:
+    exif = Image.Exif()
+    exif[0x010F] = "ExampleCam"
+    Image.new("RGB", (8, 6)).save(tmp_path / "a.jpg", exif=exif, dpi=(300, 300))
+    for name, arguments in (("kept.png", ()), ("stripped.png", ("--strip-metadata",))):
+        assert upscale(tmp_path / "a.jpg", "-o", tmp_path / name, "--scale", 1, *arguments).exit_code == 0
+        with Image.open(tmp_path / name) as image:
+            image.load()
+            assert image.getexif().get(0x010F) == ("ExampleCam" if name == "kept.png" else None)
+            assert ("dpi" in image.info) == (name == "kept.png")
+            assert "ctsr" in image.info

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 from ctsr import CTSRPipeline
 from ctsr.app import lazy_pipeline
 from ctsr.app.cli import app
-from ctsr.images.files import read_picture
+from ctsr.images.read import read_picture
 from ctsr.images.tensors import as_pil, resize
 
 pytest.importorskip("skimage", reason="needs the extra eval")

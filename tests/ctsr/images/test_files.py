@@ -20,7 +20,10 @@ from PIL import Image, ImageCms, TiffImagePlugin
 from PIL.PngImagePlugin import putchunk
 
 from ctsr.errors import CTSRError, ImageReadError, ImageWriteError
-from ctsr.images.files import Picture, output_suffix, read_picture, writable_suffixes, write_picture
+from ctsr.images.deep import write_tiff
+from ctsr.images.picture import Picture
+from ctsr.images.read import read_picture
+from ctsr.images.write import output_suffix, writable_suffixes, write_picture
 
 STRESS = Path(__file__).parents[4] / "shared" / "data" / "stress"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -202,7 +205,7 @@ def test_broken_exif_is_ignored(tmp_path: Path) -> None:
         ("LAB", False, False, 8),
         ("I;16", True, False, 16),
         ("I", True, False, 16),
-        ("F", True, False, 16),
+        ("F", True, False, 32),
     ],
 )
 def test_modes(tmp_path: Path, mode: str, grey: bool, alpha: bool, bits: int) -> None:
@@ -218,19 +221,31 @@ def test_modes(tmp_path: Path, mode: str, grey: bool, alpha: bool, bits: int) ->
     assert picture.rgb.dtype == torch.float32
 
 
-def test_floats_outside_their_range(tmp_path: Path) -> None:
-    values = np.array([[-5, np.nan, 100, 200]], np.float32)
+def test_floats_outside_their_range_are_clipped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    values = np.array([[-5, np.nan, 0.25, 1, 200, np.inf]], np.float32)
     Image.fromarray(values).save(tmp_path / "a.tif")
-    expected = torch.tensor([0, 0, 100 / 255, 200 / 255])
-    assert torch.allclose(read_picture(tmp_path / "a.tif").rgb[0, 0, 0], expected)
+    assert read_picture(tmp_path / "a.tif").rgb[0, 0, 0].tolist() == [0, 0, 0.25, 1, 1, 1]
+    assert "a.tif: 66.7 % of its values lie outside 0 (black) to 1 (white)" in caplog.text
 
 
 def test_dark_integers_stay_dark(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 200]], np.int32)).save(tmp_path / "a.tif")
     picture = read_picture(tmp_path / "a.tif")
     assert (picture.bits, picture.rgb.max()) == (16, np.float32(200) / np.float32(65535))
-    Image.fromarray(np.array([[-7, 2**30, 2**31 - 1]], np.int32)).save(tmp_path / "a.tif")
-    assert read_picture(tmp_path / "a.tif").rgb[0, 0, 0].tolist() == [0, 0.5, 1]
+
+
+def test_one_bright_integer_does_not_darken_the_others(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Image.fromarray(np.array([[-7, 13107, 2**30]], np.int32)).save(tmp_path / "a.tif")
+    assert read_picture(tmp_path / "a.tif").rgb[0, 0, 0] == pytest.approx([0, 0.2, 1])
+    assert "66.7 % of its values lie outside 0 (black) to 65535 (white)" in caplog.text
+
+
+def test_unsigned_integers_of_32_bits_have_the_largest_as_white(tmp_path: Path) -> None:
+    with (tmp_path / "a.tif").open("wb") as file:
+        write_tiff(file, np.array([[[0], [2**31], [2**32 - 1]]], np.uint32), None, {})
+    picture = read_picture(tmp_path / "a.tif")
+    assert picture.rgb[0, 0, 0] == pytest.approx([0, 0.5, 1], abs=1e-4)
+    assert picture.bits == 16
 
 
 def test_palette_with_transparency(tmp_path: Path) -> None:

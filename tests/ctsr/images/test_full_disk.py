@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ctsr.app.jobs import Job, run
+from ctsr.app.plan import Job
+from ctsr.app.run import run
 from ctsr.errors import ImageWriteError, OutputFolderError
-from ctsr.images.files import Picture, check_target, read_picture, write_picture
+from ctsr.images.picture import Picture
+from ctsr.images.read import read_picture
+from ctsr.images.write import check_target, write_picture
 from ctsr.whole_file import PROBE_BYTES
 
 PAGE = 4096

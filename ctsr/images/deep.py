@@ -1,0 +1,214 @@
+"""Samples that Pillow reduces to 8 bits or cannot open: 16-bit colour and floating-point TIFF.
+
+They come in through OpenCV, which is imported when such a file appears, and go out through OpenCV (PNG), or as strips
+under Pillow's TIFF directory: OpenCV and tifffile write neither EXIF nor GPS.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import logging
+import struct
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from PIL import ExifTags, Image, TiffTags
+from PIL.PngImagePlugin import PngImageFile, PngInfo, putchunk
+from PIL.TiffImagePlugin import ImageFileDirectory_v2, TiffImageFile
+
+from ..errors import ImageReadError
+from .metadata import TIFF_IPTC, TIFF_XMP, Metadata, metadata_of
+from .picture import Samples
+
+logger = logging.getLogger(__name__)
+
+_TAG = ExifTags.Base
+_STRIP_BYTES = 2**18  # before compression
+
+
+def opencv_works() -> bool:
+    """Whether OpenCV can be imported; if not, the log says what is lost and how to get it."""
+    try:
+        importlib.import_module("cv2")
+    except ImportError as error:
+        logger.warning("16-bit colour becomes 8-bit: install opencv-python-headless to keep it (%s).", error)
+        return False
+    return True
+
+
+def _deep_mode(image: Image.Image, path: Path) -> str | None:
+    """Mode of a file of 16 bits a channel that Pillow has reduced to 8: "LA", "RGB" or "RGBA"; None for all others."""
+    if isinstance(image, PngImageFile):
+        with path.open("rb") as file:
+            depth, colour = file.read(26)[24:]  # of the IHDR chunk, which is always the first
+        return {2: "RGB", 4: "LA", 6: "RGBA"}.get(colour) if depth == 16 else None
+    if isinstance(image, TiffImageFile) and image.mode.startswith("RGB"):
+        return image.mode if set(image.tag_v2.get(_TAG.BitsPerSample, (8,))) == {16} else None
+    return None
+
+
+def read_deep(image: Image.Image, path: Path) -> Samples | None:
+    """uint16 samples of a loaded image that Pillow has reduced; None for all others, and where OpenCV cannot help.
+
+    Raises ImageReadError for a TIFF with a plane for each channel, which both Pillow and OpenCV misread.
+    """
+    mode = _deep_mode(image, path)
+    if mode is not None and isinstance(image, TiffImageFile) and image.tag_v2.get(_TAG.PlanarConfiguration, 1) != 1:
+        raise ImageReadError(f"{path}: a 16-bit TIFF whose channels lie apart is not read; save it pixel by pixel.")
+    if mode is None or not opencv_works():
+        return None
+    pixels = _opencv_pixels(path)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[:2] != image.size[::-1]:
+        logger.warning("%s: OpenCV cannot read this kind of 16-bit file; it is read at 8 bits.", path)
+        return None
+    if mode == "LA":
+        return pixels[..., [0, 3]]
+    if image.has_transparency_data and pixels.shape[2] == 3:
+        return with_key(pixels[..., ::-1], image)
+    samples = pixels[..., [2, 1, 0, 3] if image.has_transparency_data else [2, 1, 0]]
+    return _straight(samples) if _is_multiplied(image) else samples
+
+
+def _opencv_pixels(path: Path) -> Samples | None:
+    """The file as OpenCV decodes it, [H, W] or [H, W, C] in the order BGRA; None if it cannot."""
+    import cv2
+
+    try:
+        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        return None
+
+
+def _is_multiplied(image: Image.Image) -> bool:
+    """Whether a TIFF says that its colours are multiplied by its alpha (ExtraSamples is 1, "associated")."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(_TAG.ExtraSamples) in (1, (1,))
+
+
+def _straight(samples: Samples) -> Samples:
+    """Divide colours by alpha: uint16 or float32 [H, W, 4] to the same."""
+    alpha = samples[..., 3:].astype(np.float32)
+    if samples.dtype != np.uint16:
+        return np.concatenate([samples[..., :3] / np.maximum(alpha, 1e-6), alpha], axis=2)
+    colours = samples[..., :3] * (65535 / np.maximum(alpha, 1))
+    return np.concatenate([colours.round().clip(0, 65535).astype(np.uint16), samples[..., 3:]], axis=2)
+
+
+def read_float_tiff(path: Path) -> tuple[Samples, bytes | None, Metadata] | None:
+    """Samples, ICC profile and metadata of a floating-point TIFF that Pillow cannot open; None for all other files.
+
+    The samples are float32 [H, W, 1, 3 or 4] as the file has them. Raises ImageReadError for a TIFF of a kind that
+    OpenCV cannot read rightly, or where it is missing.
+    """
+    tags = Image.Exif()
+    with path.open("rb") as file:
+        try:
+            tags.load_from_fp(file)
+        except (SyntaxError, OSError, struct.error):
+            return None
+        metadata = metadata_of(tags, {}, {})
+        profile, extra = tags.get(_TAG.InterColorProfile), tags.get(_TAG.ExtraSamples)
+        bits, kinds = _numbers(tags.get(_TAG.BitsPerSample, 1)), _numbers(tags.get(_TAG.SampleFormat, 1))
+        together = len(bits) == 1 or tags.get(_TAG.PlanarConfiguration, 1) == 1
+        is_plain = tags.get(_TAG.PhotometricInterpretation) in (1, 2)
+    what = f"{path}: a TIFF of {len(bits)} x {bits[0]} bits{' (floating-point)' * (kinds[0] == 3)}"
+    if kinds[0] != 3 or bits[0] not in (32, 64) or not together or not is_plain:
+        raise ImageReadError(f"{what} of a layout that is not read; convert it to 16 bits, or to float32 RGB.")
+    try:
+        importlib.import_module("cv2")
+    except ImportError as error:
+        raise ImageReadError(f"{what} needs OpenCV: pip install opencv-python-headless ({error}).") from error
+    pixels = _opencv_pixels(path)
+    if pixels is None or pixels.dtype.kind != "f":
+        raise ImageReadError(f"{what} is damaged, cut off or compressed in a way that OpenCV does not read.")
+    pixels = pixels.astype(np.float32).reshape(*pixels.shape[:2], -1)
+    samples = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]] if pixels.shape[2] >= 3 else pixels[..., :1]
+    kind_of_alpha = _numbers(extra)[0] if extra is not None else 0
+    if samples.shape[2] == 4:
+        samples = {1: _straight(samples), 2: samples}.get(kind_of_alpha, samples[..., :3])
+    return samples, profile, metadata
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    """The value of a tag that is one number or several."""
+    return tuple(np.atleast_1d(value).tolist())
+
+
+def with_key(samples: Samples, image: Image.Image) -> Samples:
+    """Append the alpha that a PNG's transparent colour (tRNS, given at the depth of the file) stands for."""
+    key = np.asarray(image.info["transparency"])
+    alpha = (samples != key).any(axis=2, keepdims=True) * np.iinfo(samples.dtype).max
+    return np.concatenate([samples, alpha.astype(samples.dtype)], axis=2)
+
+
+def write_deep_png(file: IO[bytes], samples: Samples, profile: bytes | None, options: Mapping[str, Any]) -> None:
+    """uint16 [H, W, 3 or 4] as PNG by OpenCV, with further chunks right after IHDR (33 bytes from the start).
+
+    Of the save options "pnginfo", "exif" and "dpi" are taken.
+    """
+    import cv2
+
+    chunks = PngInfo()
+    if profile is not None:
+        chunks.add(b"iCCP", b"ICC Profile\0\0" + zlib.compress(profile))
+    if dpi := options.get("dpi"):
+        chunks.add(b"pHYs", struct.pack(">LLB", *(round(per_inch / 0.0254) for per_inch in dpi), 1))
+    if exif := options.get("exif"):
+        chunks.add(b"eXIf", exif.tobytes().removeprefix(b"Exif\0\0"))
+    chunks.chunks += options["pnginfo"].chunks
+
+    order = [2, 1, 0, 3][: samples.shape[2]]
+    try:
+        done, encoded = cv2.imencode(".png", samples[..., order])
+    except cv2.error as error:
+        raise ValueError(str(error)) from error
+    if not done:
+        raise ValueError("OpenCV cannot encode it")
+    data = encoded.data
+    file.write(data[:33])
+    for kind, content, *_ in chunks.chunks:
+        putchunk(file, kind, content)
+    file.write(data[33:])
+
+
+def write_tiff(file: IO[bytes], samples: Samples, profile: bytes | None, options: Mapping[str, Any]) -> None:
+    """uint8, uint16 or float32 [H, W, C] as little-endian TIFF: Pillow's directory, then compressed strips.
+
+    Of the save options "exif", "dpi", "xmp" and "iptc" are taken.
+    """
+    height, width, channels = samples.shape
+    rows = max(1, _STRIP_BYTES // samples[0].nbytes)
+    little = samples.astype(samples.dtype.newbyteorder("<"), copy=False)
+    strips = [zlib.compress(little[top : top + rows].tobytes()) for top in range(0, height, rows)]
+    sizes = [len(strip) for strip in strips]
+    directory = ImageFileDirectory_v2(b"II*\0\0\0\0\0")
+    for tag, value in options.get("exif", {}).items():
+        directory[tag] = value
+    directory[_TAG.ImageWidth] = width
+    directory[_TAG.ImageLength] = height
+    directory[_TAG.BitsPerSample] = (8 * samples.itemsize,) * channels
+    directory[_TAG.SampleFormat] = (3 if samples.dtype.kind == "f" else 1,) * channels
+    directory[_TAG.Compression] = 8  # deflate
+    directory[_TAG.PhotometricInterpretation] = 1 if channels < 3 else 2  # grey, RGB
+    directory.tagtype[_TAG.StripOffsets] = directory.tagtype[_TAG.StripByteCounts] = TiffTags.LONG
+    directory[_TAG.StripOffsets] = tuple(itertools.accumulate(sizes[:-1], initial=0))  # Pillow adds the directory's end
+    directory[_TAG.SamplesPerPixel] = channels
+    directory[_TAG.RowsPerStrip] = rows
+    directory[_TAG.StripByteCounts] = tuple(sizes)
+    directory[_TAG.PlanarConfiguration] = 1  # pixel by pixel
+    if channels in (2, 4):
+        directory[_TAG.ExtraSamples] = 2  # straight alpha
+    if dpi := options.get("dpi"):
+        directory[_TAG.XResolution], directory[_TAG.YResolution] = dpi
+        directory[_TAG.ResolutionUnit] = 2  # inch
+    blocks = {_TAG.InterColorProfile: profile, TIFF_XMP: options.get("xmp"), TIFF_IPTC: options.get("iptc")}
+    for tag, block in blocks.items():
+        if block:
+            directory.tagtype[tag] = TiffTags.BYTE if tag == TIFF_XMP else TiffTags.UNDEFINED
+            directory[tag] = block
+    directory.save(file)
+    for strip in strips:
+        file.write(strip)

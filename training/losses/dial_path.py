@@ -12,7 +12,7 @@ from torch import Tensor
 from training.losses.flow import between, per_sample
 
 
-def way_loss(delta: Tensor, start: Tensor, end: Tensor) -> Tensor:
+def delta_loss(delta: Tensor, start: Tensor, end: Tensor) -> Tensor:
     """mean |delta - sg(z^1 - z^0)|^2."""
     return F.mse_loss(delta, (end - start).detach())
 

@@ -266,7 +266,7 @@ def build_teacher(recipe: TeacherRecipe) -> Stage:
         turns=[Turn("teacher", TeacherLoss(model, recipe), recipe.peak_rate, groups)],
         source=partial(open_source, recipe.data),
         validate=partial(validate, model, dial=(0.0, 1.0)),
-        write=lambda _: finish_and_save(pipeline, model, recipe),
+        write=lambda _: finish_and_save(pipeline, model, recipe.adapt, recipe.run.out),
     )
 
 
@@ -281,7 +281,7 @@ def build_student(recipe: DistilRecipe) -> Stage:
         turns=[Turn("student", DistilLoss(model, recipe, teacher), recipe.peak_rate, groups)],
         source=partial(open_source, recipe.data),
         validate=partial(validate, model),
-        write=lambda _: finish_and_save(pipeline, model, recipe),
+        write=lambda _: finish_and_save(pipeline, model, recipe.adapt, recipe.run.out),
     )
 
 

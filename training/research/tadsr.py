@@ -164,7 +164,7 @@ def build(recipe: Recipe) -> Stage:
     terms = open_realism(recipe, half_timesteps, guidance_law(recipe.realism.vsd.guidance))
 
     def write(pairs: Sequence[Sample]) -> None:
-        path = finish_and_save(pipeline, model, recipe)
+        path = finish_and_save(pipeline, model, recipe.adapt, recipe.run.out)
         if PartialState().is_main_process:
             give_dial(pipeline, path, pairs, recipe.timesteps)
 

@@ -118,7 +118,7 @@ def build(recipe: Recipe) -> Stage:
         turns=[Turn("generator", generator, recipe.peak_rate, groups)],
         source=partial(open_target, recipe),
         validate=partial(validate, model),
-        write=lambda _: finish_and_save(pipeline, model, recipe),
+        write=lambda _: finish_and_save(pipeline, model, recipe.adapt, recipe.run.out),
     )
 
 

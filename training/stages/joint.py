@@ -36,7 +36,7 @@ from training.losses.vsd import VSD
 from training.model.adapt import Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
 from training.stages.stage import Stage, finish_and_save, main, validate
-from training.stages.stage2 import with_bends
+from training.stages.stage2 import with_dial_groups
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def build(recipe: Recipe) -> Stage:
     """The stage of a recipe; raises ValueError for a UNet that does not learn as a whole."""
     if recipe.adapt.unet != "full":
         raise ValueError("What the two ends share must learn for both: give --adapt.unet full.")
-    pipeline = with_bends(open_pipeline(recipe.start))
+    pipeline = with_dial_groups(open_pipeline(recipe.start))
     model = OneStep(pipeline)
     groups = adapt(model, recipe.adapt)
     terms = open_realism(recipe)
@@ -117,7 +117,7 @@ def build(recipe: Recipe) -> Stage:
         turns=[Turn("dial", Dial(model, recipe, terms), recipe.peak_rate, groups), *terms.turns],
         source=partial(open_source, recipe.data),
         validate=partial(validate, model),
-        write=lambda _: finish_and_save(pipeline, model, recipe),
+        write=lambda _: finish_and_save(pipeline, model, recipe.adapt, recipe.run.out),
     )
 
 

@@ -104,7 +104,7 @@ def build(recipe: Recipe) -> Stage:
         turns=[Turn("generator", generator, recipe.peak_rate, groups), *terms.turns],
         source=partial(open_source, recipe.data),
         validate=partial(validate, model),
-        write=lambda _: finish_and_save(pipeline, model, recipe),
+        write=lambda _: finish_and_save(pipeline, model, recipe.adapt, recipe.run.out),
     )
 
 

@@ -45,13 +45,6 @@ class StageRecipe(Protocol):
     def run(self) -> Run: ...
 
 
-class AdaptingRecipe(StageRecipe, Protocol):
-    """A recipe of a stage that trains parts of a one-step model."""
-
-    @property
-    def adapt(self) -> Adapt: ...
-
-
 RecipeT = TypeVar("RecipeT", bound=StageRecipe)
 
 
@@ -139,7 +132,7 @@ def save(pipeline: CTSRPipeline, out: Path) -> Path:
     return path
 
 
-def finish_and_save(pipeline: CTSRPipeline, model: OneStep, recipe: AdaptingRecipe) -> Path:
-    """Saves the networks of `model`, which are the pipeline's, in fp32 and as the recipe wants LoRA: merged or kept."""
-    finish(model, recipe.adapt)
-    return save(pipeline, recipe.run.out)
+def finish_and_save(pipeline: CTSRPipeline, model: OneStep, adapt: Adapt, out: Path) -> Path:
+    """Saves the networks of `model`, which are the pipeline's, in fp32, LoRA merged or kept as `adapt` says."""
+    finish(model, adapt)
+    return save(pipeline, out)

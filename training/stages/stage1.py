@@ -233,7 +233,7 @@ def build(recipe: Recipe) -> Stage:
         turns=[Turn("student", student, recipe.peak_rate, groups), *terms.turns],
         source=partial(faithful_source, recipe),
         validate=partial(validate, model, dial=(0.0,)),
-        write=lambda _: finish_and_save(pipeline, model, recipe),
+        write=lambda _: finish_and_save(pipeline, model, recipe.adapt, recipe.run.out),
     )
 
 

@@ -29,7 +29,7 @@ from training.engine.draws import Draws
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.engine.turn import Turn
-from training.losses.dial_path import faithful_loss, path_loss, way_loss, weigh_gradient
+from training.losses.dial_path import delta_loss, faithful_loss, path_loss, weigh_gradient
 from training.losses.realism import Realism, RealismTerms, open_realism, total
 from training.losses.score_networks import RegulariserLora
 from training.losses.vsd import VSD
@@ -115,7 +115,7 @@ def check_encoder(what: Adapt) -> None:
         raise ValueError("Stage 2 keeps stage 1's encoder: give --adapt.encoder frozen --adapt.no-time-layers.")
 
 
-def with_bends(pipeline: CTSRPipeline) -> CTSRPipeline:
+def with_dial_groups(pipeline: CTSRPipeline) -> CTSRPipeline:
     """The pipeline as family ctsr: a UNet of one group gets two that are zero."""
     name = pipeline.family.name
     if name not in ("ctsr", "osediff"):
@@ -126,7 +126,7 @@ def with_bends(pipeline: CTSRPipeline) -> CTSRPipeline:
     return pipeline
 
 
-def bend_group(unet: nn.Module) -> Group:
+def dial_group(unet: nn.Module) -> Group:
     """Makes delta's and kappa's part of conv_out learn, in fp32, and nothing of o's: its gradient is zeroed.
 
     Without weight decay, which would move o's part without a gradient.
@@ -175,7 +175,7 @@ class Bends(nn.Module):
         truth = self.faithful.truth(batch)
         x0, x1 = self.model.decode(ends.z0), self.model.decode(z1)
         terms = {
-            "way": weights.way * way_loss(cast(Tensor, ends.delta), ends.z0, self.faithful(batch)),
+            "way": weights.way * delta_loss(cast(Tensor, ends.delta), ends.z0, self.faithful(batch)),
             "end": weights.end * F.mse_loss(x1, truth),
             "path": weights.path * path_loss(x, x0, x1, t),
             "faithful": weights.faithful * faithful_loss(x, truth, t),
@@ -190,18 +190,18 @@ class Bends(nn.Module):
 def build(recipe: Recipe) -> Stage:
     """The stage of a recipe."""
     check(recipe)
-    pipeline = with_bends(open_pipeline(recipe.start))
+    pipeline = with_dial_groups(open_pipeline(recipe.start))
     model, stage1 = OneStep(pipeline), frozen(open_pipeline(recipe.start), recipe.adapt)
     terms = open_realism(recipe)
     groups = adapt(model, recipe.adapt)
     if recipe.adapt.unet != "full":
-        groups.append(bend_group(model.unet))
+        groups.append(dial_group(model.unet))
     faithful = open_faithful(recipe, plain_vae(recipe, stage1))
     return Stage(
         turns=[Turn("bends", Bends(model, stage1, faithful, recipe, terms), recipe.peak_rate, groups), *terms.turns],
         source=partial(faithful_source, recipe),
         validate=partial(validate, model),
-        write=lambda _: finish_and_save(pipeline, model, recipe),
+        write=lambda _: finish_and_save(pipeline, model, recipe.adapt, recipe.run.out),
     )
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.losses.dial_path import faithful_loss, flow_loss, path_loss, printed_path_loss, way_loss, weigh_gradient
+from training.losses.dial_path import delta_loss, faithful_loss, flow_loss, path_loss, printed_path_loss, weigh_gradient
 from training.losses.flow import between, per_sample
 
 T = torch.tensor([0.2, 0.7])
@@ -59,7 +59,7 @@ def test_the_path_loss_moves_the_picture_between_and_not_its_ends():
 
 def test_the_way_loss_moves_delta_alone():
     delta, start, end = (pictures(seed).requires_grad_() for seed in range(3))
-    way_loss(delta, start, end).backward()
+    delta_loss(delta, start, end).backward()
     assert torch.allclose(delta.grad, 2 * (delta - end + start).detach() / delta.numel(), atol=1e-7)
     assert start.grad is end.grad is None
 

@@ -18,7 +18,7 @@ from training.losses.realism import Realism, RealismTerms, open_prior
 from training.model.one_step import OneStep, open_pipeline
 from training.stages import stage2
 from training.stages.stage import train
-from training.stages.stage2 import Bends, Weights, bend_group
+from training.stages.stage2 import Bends, Weights, dial_group
 from training.stages.teachers import Faithful
 
 Moved = Callable[[CTSRPipeline, CTSRPipeline, str], set[str]]
@@ -124,7 +124,7 @@ def test_sd21_heads_alone_leave_everything_else(sd21: stage2.Recipe, reload: Rel
 
 def test_os_part_of_conv_out_has_no_gradient(make_mini) -> None:
     unet = make_mini(0).unet.requires_grad_(False)
-    group = bend_group(unet)
+    group = dial_group(unet)
     assert group["weight_decay"] == 0
     unet(latents(1, 4, 4, 4), 999).sample.square().sum().backward()
     for parameter in group["params"]:
@@ -210,4 +210,4 @@ def test_files_of_two_passes_cannot_start_it(make_sd) -> None:
     pipeline = make_sd("osediff")
     pipeline.register_to_config(family="tadsr")
     with pytest.raises(ValueError, match="ctsr or osediff"):
-        stage2.with_bends(pipeline)
+        stage2.with_dial_groups(pipeline)

@@ -135,7 +135,7 @@ def steps(stock: dict[str, nn.Module], ours: CTSRPipeline) -> Runs:
         },
         "ours": {
             "encode": networks.encoder(ours.vae, None).call,
-            "unet": networks.unet(ours.unet, TIMESTEP, embeds).call,
+            "unet": networks.unet(ours.unet, ours.vae_scale_factor, TIMESTEP, embeds).call,
             "decode": networks.decoder(ours.vae).call,
         },
     }
@@ -200,7 +200,7 @@ def attention(ours: CTSRPipeline, z: Tensor, repeat: int, device: torch.device) 
         return
     unet: Any = ours.unet
     assert ours.prompt_embeddings is not None
-    run = networks.unet(ours.unet, TIMESTEP, ours.prompt_embeddings(1)).call
+    run = networks.unet(ours.unet, ours.vae_scale_factor, TIMESTEP, ours.prompt_embeddings(1)).call
     results: dict[str, Tensor] = {}
     for name, on in (("sdpa", False), ("xformers", True)):
         unet.set_use_memory_efficient_attention_xformers(on)

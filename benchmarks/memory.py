@@ -92,9 +92,8 @@ def part(name: Part, height: int, width: int, precision: str = "auto", shape: Sh
     pipeline = build(shape, precision)
     channels = pipeline.vae.config["latent_channels"]
     size = 4 * height, 4 * width
-    latents = torch.randn(
-        1, channels, *(-(-side // pipeline.pad_multiple) * pipeline.pad_multiple // 8 for side in size)
-    )
+    multiple, factor = pipeline.pad_multiple, pipeline.vae_scale_factor
+    latents = torch.randn(1, channels, *(-(-side // multiple) * multiple // factor for side in size))
     runs: dict[Part, Callable[[], object]] = {
         Part.encode: lambda: pipeline.encode(torch.rand(1, 3, height, width), *size),
         Part.unet: lambda: pipeline.endpoints([latents]),
@@ -118,7 +117,7 @@ def stage(name: str, side: int = 2048, shape: ShapeOption = Shape.mini) -> None:
     embeds = None if pipeline.prompt_embeddings is None else pipeline.prompt_embeddings(1)
     inputs: dict[str, tuple[networks.Network, Tensor]] = {
         "encode": (networks.encoder(pipeline.vae, 999), picture),
-        "unet": (networks.unet(pipeline.unet, 999, embeds), latents),
+        "unet": (networks.unet(pipeline.unet, pipeline.vae_scale_factor, 999, embeds), latents),
         "decode": (networks.decoder(pipeline.vae), latents),
     }
     network, x = inputs[name]

@@ -45,6 +45,7 @@ from .images.tensors import (
     resize,
 )
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
+from .models.forward import vae_scale_factor
 from .models.lora import lora_layers
 from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
@@ -53,10 +54,11 @@ from .runtime.offload import ExecutionMixin, check_tile
 from .runtime.user_lora import UserLoraMixin
 from .tiling import networks
 from .tiling.sd_vae.doubling import double_by_phases
-from .tiling.tiles import PIXELS_PER_CELL, run_with_smaller_tiles
+from .tiling.tiles import run_with_smaller_tiles
 
 logger = logging.getLogger(__name__)
 
+Stage = Literal["encode", "unet", "decode"]
 DEFAULT_OVERLAP = 128
 """Pixels; half a tile where that is less."""
 REEXPORT = "from ctsr import CTSRPipeline\n"
@@ -305,9 +307,40 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         return float(cast(Any, self.vae).config["scaling_factor"])
 
     @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a side of a latent."""
+        return vae_scale_factor(self.vae)
+
+    @property
     def pad_multiple(self) -> int:
         """Pixels that the sides of the enlarged picture are padded to a multiple of."""
-        return PIXELS_PER_CELL * networks.unet_alignment(self.unet)
+        return self.vae_scale_factor * networks.unet_alignment(self.unet)
+
+    def network(self, stage: Stage) -> networks.Network:
+        """One of the networks and how it is tiled, at the checkpoint's own timestep and with its baked prompt."""
+        if stage == "encode":
+            return networks.encoder(self.vae, self.family.encoder_timesteps[0])
+        if stage == "decode":
+            return networks.decoder(self.vae)
+        prompt = None if self.prompt_embeddings is None else self.prompt_embeddings(1)
+        return networks.unet(self.unet, self.vae_scale_factor, self.family.timesteps[0], prompt)
+
+    def predicted_memory(
+        self, stage: Stage, height: int, width: int, tile: int = 0, device: torch.device | None = None
+    ) -> int:
+        """Bytes that a network is predicted to work in, beside its weights, its input and its result.
+
+        Args:
+            stage: "encode", "unet" or "decode".
+            height, width: of the result in pixels.
+            tile: side of a tile in pixels of the result, 0 for automatic.
+            device: that it will compute on; by default where it lies.
+        """
+        network = self.network(stage)
+        device = device or self._device_of(network.module)
+        h, w = -(-height // network.factor), -(-width // network.factor)
+        side = networks.choose_tile(network, h, w, tile, device)
+        return networks.predicted_memory(network, h, w, side, networks.work_memory(device), device)
 
     # --- the four steps -------------------------------------------------------------------------------------------
 
@@ -382,7 +415,9 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
 
         def predict(z: Tensor, timestep: int, variant: str | None) -> Tensor:
             def network(index: int) -> networks.Network:
-                return networks.unet(self.unet, timestep, None if embeds is None else embeds[index : index + 1])
+                return networks.unet(
+                    self.unet, self.vae_scale_factor, timestep, None if embeds is None else embeds[index : index + 1]
+                )
 
             with self._as_variant(variant):
                 return self._each("unet", network, z, tile, tile_overlap, callback)
@@ -505,16 +540,18 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         results: list[Tensor | Image.Image] = []
         noise = None if generator is None else generator.get_state()
         for picture, dial in zip(pictures, dials, strict=True):  # [1, 3, h, w] in [0, 1]
-            # 1. Enlarge and encode: z_L [1, C, H/8, W/8], H and W padded
+            # 1. Enlarge and encode: z_L [1, C, H/f, W/f], H and W padded, f of the autoencoder
             size = output_size(picture, scale, height, width)
             encoded = self.encode(picture, *size, timestep, **options)
-            # 2. One UNet pass (two in some families): z0, delta, kappa [1, C, H/8, W/8]
+            # 2. One UNet pass (two in some families): z0, delta, kappa [1, C, H/f, W/f]
             if generator is not None and noise is not None:
                 generator.set_state(noise)
             ends = self.endpoints(encoded.latents, timestep, prompt_embeds, generator, **options)
-            # 3. Dial: z(t) [1, C, H/8, W/8]
-            cells = (ends.z0.shape[-2], ends.z0.shape[-1])
-            z = self.blend(ends, dial if t_map is None else map_to_latents(t_map, size, cells).to(ends.z0.device))
+            # 3. Dial: z(t) [1, C, H/f, W/f]
+            if t_map is not None:
+                cells = (ends.z0.shape[-2], ends.z0.shape[-1])
+                dial = map_to_latents(t_map, size, cells, self.vae_scale_factor).to(ends.z0.device)
+            z = self.blend(ends, dial)
             # 4. Decode, crop, colours: [1, 3, H, W] in [0, 1]
             reference = encoded.reference
             del ends, encoded  # a gigabyte at 8K
@@ -654,7 +691,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             on_tile = lambda done, total: callback(stage, done, total)  # noqa: E731
         device = self._device_of(network.module)
         height, width = x.shape[-2] // network.read_scale, x.shape[-1] // network.read_scale
-        shared = (DEFAULT_OVERLAP if overlap is None else overlap) // PIXELS_PER_CELL
+        shared = (DEFAULT_OVERLAP if overlap is None else overlap) // network.factor
 
         def run(network: "networks.Network") -> Tensor:
             first = networks.choose_tile(network, height, width, tile, device)

@@ -46,7 +46,7 @@ class TiledVAEDecode(io.ComfyNode):
         tile = whole("tile", tile, 0, LARGEST_TILE)
         samples: Tensor = latent["samples"]
         check_samples(samples, model.latent_channels)
-        origin = origin_of(latent, model.model_id, model.pipeline.pad_multiple)
+        origin = origin_of(latent, model.model_id, model.pipeline.pad_multiple, model.pipeline.vae_scale_factor)
         return io.NodeOutput(decode(model, samples, origin, tile, color_fix, host.Bar(len(samples), ["decode"])))
 
 
@@ -63,7 +63,6 @@ def decode(
     """IMAGE [B, H, W, 3 or 4] of unscaled latents [B, C, h, w], whose first is number `first` on the progress bar."""
     from ..ctsr.images.tensors import resize
     from ..ctsr.runtime.offload import check_tile
-    from ..ctsr.tiling import networks
 
     check_choice("color_fix", color_fix, COLOR_FIXES)
     check_tile(tile, None)
@@ -71,7 +70,7 @@ def decode(
     if reference is None and color_fix != "none":
         logger.warning("Without the picture that TimeAwareEncode saw, colours are left as they are decoded.")
     fix = cast("ColorFix", "none" if reference is None else color_fix)
-    host.load(model.autoencoder, networks.decoder(pipe.vae), *size, tile)
+    host.load(model, "decode", *size, tile)
     pictures = [
         pipe.decode_unscaled(
             samples[i : i + 1],

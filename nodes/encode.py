@@ -112,11 +112,10 @@ def encode(
     `first` is the number of the first picture on the progress bar, `timestep` None the checkpoint's own.
     """
     from ..ctsr.runtime.offload import check_tile
-    from ..ctsr.tiling import networks
 
     check_tile(tile, None)
     pipe = model.pipeline
-    host.load(model.autoencoder, networks.encoder(pipe.vae, timestep), *size, tile)
+    host.load(model, "encode", *size, tile)
     encoded = [
         pipe.encode_unscaled(rgb[i : i + 1], *size, timestep, tile, callback=bar.picture(first + i))
         for i in range(len(rgb))

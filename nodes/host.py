@@ -24,10 +24,9 @@ from .checkpoints import BUILT_IN, find
 from .checks import check_choice
 
 if TYPE_CHECKING:
-    from ..ctsr.pipeline import CTSRPipeline, Progress
+    from ..ctsr.pipeline import CTSRPipeline, Progress, Stage
     from ..ctsr.precision import Precision
     from ..ctsr.runtime.attention import Attention
-    from ..ctsr.tiling.networks import Network
 
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 ATTENTIONS = ["auto", "xformers", "sdpa"]
@@ -51,16 +50,16 @@ class CTSRAutoencoder(CTSRNetwork):
         self.timestep = timestep
 
     def encode(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] -> [B, C, H/8, W/8], by the encoder at the checkpoint's own timestep."""
-        from ..ctsr.tiling import networks
+        """[B, 3, H, W] -> [B, C, H/f, W/f], by the encoder at the checkpoint's own timestep."""
+        from ..ctsr.models import forward
 
-        return networks.encoder(self.network, self.timestep).call(x)
+        return forward.encode(self.network, x, self.timestep)
 
     def decode(self, z: Tensor, **_options: Any) -> Tensor:
-        """[B, C, h, w] -> [B, 3, 8h, 8w]."""
-        from ..ctsr.tiling import networks
+        """[B, C, h, w] -> [B, 3, f * h, f * w]."""
+        from ..ctsr.models import forward
 
-        return networks.decoder(self.network).call(z)
+        return forward.decode(self.network, z)
 
 
 class WholePatcher(comfy.model_patcher.ModelPatcher):
@@ -85,8 +84,6 @@ class CTSRVAE(comfy.sd.VAE):
     """The checkpoint's autoencoder as the host's VAE, and the way back to the model for TiledVAEDecode."""
 
     def __init__(self, model: HostModel, autoencoder: CTSRAutoencoder, patcher: WholePatcher, dtype: torch.dtype):
-        from ..ctsr.tiling import networks
-
         with silenced("No VAE weights detected"):
             super().__init__(sd={})
         self.model = model
@@ -97,10 +94,10 @@ class CTSRVAE(comfy.sd.VAE):
         self.vae_dtype = dtype
         self.latent_channels: int = model.pipeline.vae.config["latent_channels"]
         self.disable_offload = True
-        encoder = networks.encoder(autoencoder.network, autoencoder.timestep)
-        decoder = networks.decoder(autoencoder.network)
+        self.downscale_ratio = self.upscale_ratio = model.pipeline.vae_scale_factor
+        encoder, decoder = model.pipeline.network("encode"), model.pipeline.network("decode")
         self.memory_used_encode = lambda shape, dtype: encoder.bytes_per_pixel * shape[2] * shape[3]
-        self.memory_used_decode = lambda shape, dtype: decoder.bytes_per_pixel * shape[2] * shape[3] * 64
+        self.memory_used_decode = lambda shape, dtype: decoder.bytes_per_cell * shape[2] * shape[3]
 
 
 class HostModel:
@@ -128,21 +125,12 @@ class HostModel:
         return cast(int, self.vae.latent_channels)
 
 
-def load(patcher: WholePatcher, network: Network, height: int, width: int, tile: int) -> None:
+def load(model: HostModel, stage: Stage, height: int, width: int, tile: int) -> None:
     """Has the host load a network, evicting others for it and for its work on height x width pixels of the result."""
     mm.throw_exception_if_processing_interrupted()
-    need = working_bytes(network, height, width, tile, patcher.load_device)
+    patcher = model.unet if stage == "unet" else model.autoencoder
+    need = model.pipeline.predicted_memory(stage, height, width, tile, patcher.load_device)
     mm.load_models_gpu([patcher], memory_required=need, force_full_load=True)
-
-
-def working_bytes(network: Network, height: int, width: int, tile: int, device: torch.device) -> float:
-    """Bytes that a network works in, untiled or with the tiles that it will choose."""
-    from ..ctsr.tiling import networks
-    from ..ctsr.tiling.tiles import PIXELS_PER_CELL
-
-    h, w = -(-height // PIXELS_PER_CELL), -(-width // PIXELS_PER_CELL)
-    side = networks.choose_tile(network, h, w, tile, device)
-    return networks.predicted_memory(network, h, w, side, networks.work_memory(device), device)
 
 
 def free_memory() -> None:

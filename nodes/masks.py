@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CELL = 8  # pixels a latent
 PLACEHOLDER = (64, 64)
 """Size of the empty mask that LoadImage gives for a picture without alpha."""
 
@@ -19,7 +18,13 @@ def is_placeholder(mask: Tensor) -> bool:
 
 
 def dial_map(
-    mask: Tensor, t: float, t_inside: float, feather: int, size: tuple[int, int], cells: tuple[int, int]
+    mask: Tensor,
+    t: float,
+    t_inside: float,
+    feather: int,
+    size: tuple[int, int],
+    cells: tuple[int, int],
+    vae_scale_factor: int,
 ) -> Tensor:
     """A map of t over the latents: `t` outside of the mask, `t_inside` inside.
 
@@ -29,6 +34,7 @@ def dial_map(
         feather: width in pixels of the result over which one goes into the other.
         size: height and width of the result in pixels.
         cells: height and width of the latents, which may cover a padded border more.
+        vae_scale_factor: pixels a latent on each side.
 
     Returns:
         [B, 1, *cells] in [0, 1].
@@ -36,8 +42,8 @@ def dial_map(
     from ..ctsr.images.tensors import map_to_latents
 
     masks = mask if mask.ndim == 3 else mask[None]
-    inside = torch.cat([map_to_latents(one.float().clamp(0, 1), size, cells) for one in masks])
-    return (t + (t_inside - t) * blur(inside, feather / CELL)).clamp_(0, 1)
+    inside = torch.cat([map_to_latents(one.float().clamp(0, 1), size, cells, vae_scale_factor) for one in masks])
+    return (t + (t_inside - t) * blur(inside, feather / vae_scale_factor)).clamp_(0, 1)
 
 
 def blur(x: Tensor, width: float) -> Tensor:

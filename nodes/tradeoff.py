@@ -68,5 +68,6 @@ class TradeoffT(io.ComfyNode):
             picture = None if seen is None else (seen.shape[-2], seen.shape[-1])
             check_mask(mask, len(ends.z0), origin.size, picture)
             cells = (ends.z0.shape[-2], ends.z0.shape[-1])
-            dial = dial_map(mask, t, t_inside, feather, origin.size, cells).to(ends.z0.device)
+            factor = endpoints.vae_scale_factor
+            dial = dial_map(mask, t, t_inside, feather, origin.size, cells, factor).to(ends.z0.device)
         return io.NodeOutput(make_latent(blend(ends, dial) / endpoints.scaling_factor, origin))

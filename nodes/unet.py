@@ -40,8 +40,8 @@ class OneStepSRUNet(io.ComfyNode):
     def execute(cls, model: host.HostModel, latent: dict[str, Any], tile: int) -> io.NodeOutput:
         tile = whole("tile", tile, 0, LARGEST_TILE)
         samples: Tensor = latent["samples"]
-        check_samples(samples, model.latent_channels, model.pipeline.pad_multiple // 8)
-        origin = origin_of(latent, model.model_id, model.pipeline.pad_multiple)
+        check_samples(samples, model.latent_channels, model.pipeline.pad_multiple // model.pipeline.vae_scale_factor)
+        origin = origin_of(latent, model.model_id, model.pipeline.pad_multiple, model.pipeline.vae_scale_factor)
         return io.NodeOutput(restore(model, samples, origin, tile, host.Bar(len(samples), ["unet"])))
 
 
@@ -54,7 +54,6 @@ def restore(
         ValueError: the checkpoint takes two encodes and the latent brings one.
     """
     from ..ctsr.runtime.offload import check_tile
-    from ..ctsr.tiling import networks
 
     check_tile(tile, None)
     pipe = model.pipeline
@@ -65,15 +64,15 @@ def restore(
             f"{model.model_id} takes {needed} encodes of a picture, but latent brings {len(encodes)}: connect "
             "TimeAwareEncode directly."
         )
-    height, width = (side * 8 for side in samples.shape[-2:])
-    host.load(model.unet, networks.unet(pipe.unet, 0, None), height, width, tile)
+    height, width = (side * pipe.vae_scale_factor for side in samples.shape[-2:])
+    host.load(model, "unet", height, width, tile)
     parts: list[Endpoints] = []
     for i in range(len(samples)):
         latents = [z[i : i + 1] * pipe.scaling_factor for z in encodes]
         noise = torch.Generator().manual_seed(origin.seed)
         ends = pipe.endpoints(latents, origin.timestep, generator=noise, tile=tile, callback=bar.picture(first + i))
         parts.append(ends)
-    return HostEndpoints(stack(parts), pipe.scaling_factor, origin)
+    return HostEndpoints(stack(parts), pipe.scaling_factor, pipe.vae_scale_factor, origin)
 
 
 def stack(parts: list[Endpoints]) -> Endpoints:

@@ -47,11 +47,13 @@ class HostEndpoints:
     Attributes:
         ends: each [B, C, h, w], scaled, fp32.
         scaling_factor: s; a LATENT holds z / s.
+        vae_scale_factor: pixels a latent on each side.
         origin: of the latent.
     """
 
     ends: Endpoints
     scaling_factor: float
+    vae_scale_factor: int
     origin: Origin
 
 
@@ -68,7 +70,7 @@ def make_latent(samples: Tensor, origin: Origin) -> dict[str, Any]:
     return {"samples": samples, KEY: Entry(samples, origin)}
 
 
-def origin_of(latent: dict[str, Any], model_id: str, pad_multiple: int) -> Origin:
+def origin_of(latent: dict[str, Any], model_id: str, pad_multiple: int, vae_scale_factor: int) -> Origin:
     """The entry of a LATENT, or what can be known without one.
 
     The host's own latent nodes copy entries but change samples. Of samples of another size or number nothing is known
@@ -78,12 +80,13 @@ def origin_of(latent: dict[str, Any], model_id: str, pad_multiple: int) -> Origi
         latent: `samples` [B, C, h, w], and perhaps the entry.
         model_id: of the checkpoint that will take it.
         pad_multiple: pixels that the sides of an encoded picture are padded to a multiple of.
+        vae_scale_factor: pixels a latent on each side.
 
     Raises:
         ValueError: the latent is another checkpoint's.
     """
     samples: Tensor = latent["samples"]
-    unknown = Origin(model_id, (samples.shape[-2] * 8, samples.shape[-1] * 8))
+    unknown = Origin(model_id, (samples.shape[-2] * vae_scale_factor, samples.shape[-1] * vae_scale_factor))
     entry: Entry | None = latent.get(KEY)
     if entry is None:
         return unknown

@@ -1,18 +1,19 @@
 """`ctsr info`: what a model is, how it would run here, and the memory and tiles that a picture would take."""
 
 from collections.abc import Iterator
+from typing import get_args
 
 import torch
 
 from ..checkpoints.own import COMPONENTS
 from ..convert.convert import about_of
 from ..images.tensors import check_size, output_size
-from ..pipeline import CTSRPipeline
+from ..pipeline import CTSRPipeline, Stage
 from ..precision import Precision
 from ..runtime.memory import BUFFER_BYTES
 from ..tiling import networks
 from ..tiling.networks import Network
-from ..tiling.tiles import PIXELS_PER_CELL, total_memory
+from ..tiling.tiles import total_memory
 from .lazy_pipeline import LazyPipeline
 from .options import Options
 
@@ -75,15 +76,12 @@ def memory_rows(model: LazyPipeline, options: Options, size: tuple[int, int]) ->
     pipe = model.pipeline
     height, width = output_size(torch.empty(1, 3, *size, device="meta"), options.scale, None, None)
     check_size(height, width)
-    cells = tuple(-(-side // pipe.pad_multiple) * pipe.pad_multiple // PIXELS_PER_CELL for side in (height, width))
+    multiple, factor = pipe.pad_multiple, pipe.vae_scale_factor
+    cells = tuple(-(-side // multiple) * multiple // factor for side in (height, width))
     yield "input", f"{size[1]}x{size[0]}"
     yield "output", f"{width}x{height}"
-    for stage, network in (
-        ("encode", networks.encoder(pipe.vae, pipe.family.encoder_timesteps[0])),
-        ("unet", networks.unet(pipe.unet, pipe.family.timesteps[0], None)),
-        ("decode", networks.decoder(pipe.vae)),
-    ):
-        yield f"{stage} memory", stage_memory(network, cells[0], cells[1], options.tile, model.device)
+    for stage in get_args(Stage):
+        yield f"{stage} memory", stage_memory(pipe.network(stage), cells[0], cells[1], options.tile, model.device)
     yield "picture buffers", f"{height * width * BUFFER_BYTES / 2**20:.0f} MiB at the peak, whatever the tiles"
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..families import check_dial
-from ..tiling.tiles import PIXELS_PER_CELL
 
 logger = logging.getLogger(__name__)
 
@@ -106,13 +105,14 @@ def check_map(t_map: Tensor) -> None:
     check_dial("t_map", t_map)
 
 
-def map_to_latents(t_map: Tensor | Image.Image, size: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+def map_to_latents(t_map: Tensor | Image.Image, size: tuple[int, int], cells: tuple[int, int], factor: int) -> Tensor:
     """A map of t over the result as [1, 1, h, w] over the (padded) latents, averaged over each cell.
 
     Args:
         t_map: [h, w] in [0, 1], or a picture whose grey is taken, black = 0.
         size: height and width of the result in pixels.
         cells: height and width of the latents.
+        factor: pixels a latent on each side.
 
     Raises:
         ValueError: the map is not [h, w] or holds values outside [0, 1].
@@ -122,8 +122,8 @@ def map_to_latents(t_map: Tensor | Image.Image, size: tuple[int, int], cells: tu
         t_map = torch.as_tensor(np.array(t_map.convert("L"))).float() / 255
     check_map(t_map)
     full = F.interpolate(t_map[None, None].float(), size=size, mode="bilinear", antialias=True)
-    below, right = cells[0] * PIXELS_PER_CELL - size[0], cells[1] * PIXELS_PER_CELL - size[1]
-    return F.avg_pool2d(F.pad(full, (0, right, 0, below), mode="replicate"), PIXELS_PER_CELL).clamp_(0, 1)
+    below, right = cells[0] * factor - size[0], cells[1] * factor - size[1]
+    return F.avg_pool2d(F.pad(full, (0, right, 0, below), mode="replicate"), factor).clamp_(0, 1)
 
 
 def as_pil(picture: Tensor) -> Image.Image:

@@ -154,6 +154,11 @@ class TimeAwareAutoencoderMini(ModelMixin, ConfigMixin):
         self.decoder = MiniDecoder(latent_channels, block_out_channels, layers_per_block)
 
     @property
+    def vae_scale_factor(self) -> int:
+        """Pixels a side of a latent."""
+        return 8
+
+    @property
     def encoder_halo(self) -> int:
         """Pixels of the input around a tile that its latents depend on."""
         return self.encoder.halo

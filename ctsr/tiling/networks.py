@@ -15,12 +15,12 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
 from ..families import Timestep
+from ..models import forward
 from . import heap, tiles
 from .sd_vae import staged
 from .sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, on_devices, reach
-from .tiles import PIXELS_PER_CELL
 
-SMALLEST_TILE = tiles.TILE_LADDER[-1] * PIXELS_PER_CELL // 2
+SMALLEST_TILE = 128
 """Pixels; smaller tiles are mostly halo."""
 ATTENTION_TILE = 96
 """Latents on the longest side of an automatic tile with attention, whose time grows with the side's fourth power.
@@ -37,6 +37,7 @@ class Network:
 
     Attributes:
         module: whose parameters it uses.
+        factor: pixels a latent on each side, of the autoencoder.
         call: [B, C, h * read_scale, w * read_scale] -> [B, C', h * write_scale, w * write_scale], the module's dtype.
         read_scale: input samples a latent on each side.
         write_scale: output samples a latent on each side.
@@ -48,6 +49,7 @@ class Network:
     """
 
     module: nn.Module
+    factor: int
     call: Callable[[Tensor], Tensor]
     read_scale: int
     write_scale: int
@@ -56,6 +58,11 @@ class Network:
     bytes_per_pixel: float
     stages: Stages = ()
     attends: bool = False
+
+    @property
+    def bytes_per_cell(self) -> float:
+        """Working memory a latent, without input and output."""
+        return self.bytes_per_pixel * self.factor**2
 
     @property
     def module_dtype(self) -> torch.dtype:
@@ -81,45 +88,55 @@ def settle(module: nn.Module) -> None:
         tensor.data = data.clone() if data.device.type == "cpu" and data.data_ptr() % ALIGNMENT else data
 
 
-def cells_of(pixels: int | None) -> int | None:
+def cells_of(pixels: int | None, factor: int) -> int | None:
     """Latents that cover so many pixels."""
-    return None if pixels is None else -(-pixels // PIXELS_PER_CELL)
+    return None if pixels is None else -(-pixels // factor)
 
 
-def memory(module: nn.Module, stage: str) -> float:
+def memory(module: nn.Module, stage: str, factor: int) -> float:
     """Working bytes a pixel, measured (benchmarks/memory.py): of the mini, and of SD 2.1 by its narrowest width."""
     size = next(module.parameters()).element_size()
     measured = getattr(module, "working_values_per_pixel", None)
     if measured is not None:
         return size * measured[stage]
     width = cast(Any, module).config["block_out_channels"][0]
-    values = {"encode": 4.5 * width, "decode": 6 * width, "unet": 32 * width / PIXELS_PER_CELL**2}
+    values = {"encode": 4.5 * width, "decode": 6 * width, "unet": 32 * width / factor**2}
     return size * values[stage]
 
 
 def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
     """Picture in [-1, 1] -> unscaled latents; the mode of the posterior where there is one."""
     steps = None if timestep is None else on_devices(timestep)
-
-    def call(x: Tensor) -> Tensor:
-        known = {} if steps is None else {"timestep": steps(x.device)}
-        encoded = cast(Any, vae).encode(working(vae, x), **known)
-        return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-
+    factor = forward.vae_scale_factor(vae)
     stages = encoder_stages(cast(AutoencoderKL, vae), timestep) if has_stages(vae) else ()
-    halo = tiles_halo(stages) if stages else cells_of(getattr(vae, "encoder_halo", None))
-    return Network(vae, call, PIXELS_PER_CELL, 1, halo, 1, memory(vae, "encode"), stages)
+    return Network(
+        vae,
+        factor,
+        lambda x: forward.encode(vae, x, None if steps is None else steps(x.device)),
+        read_scale=factor,
+        write_scale=1,
+        halo=tiles_halo(stages) if stages else cells_of(getattr(vae, "encoder_halo", None), factor),
+        align=1,
+        bytes_per_pixel=memory(vae, "encode", factor),
+        stages=stages,
+    )
 
 
 def decoder(vae: nn.Module) -> Network:
     """Unscaled latents -> picture in about [-1, 1]."""
-
-    def call(z: Tensor) -> Tensor:
-        return cast(Any, vae).decode(working(vae, z)).sample
-
+    factor = forward.vae_scale_factor(vae)
     stages = decoder_stages(cast(AutoencoderKL, vae)) if has_stages(vae) else ()
-    halo = tiles_halo(stages) if stages else cells_of(getattr(vae, "decoder_halo", None))
-    return Network(vae, call, 1, PIXELS_PER_CELL, halo, 1, memory(vae, "decode"), stages)
+    return Network(
+        vae,
+        factor,
+        lambda z: forward.decode(vae, z),
+        read_scale=1,
+        write_scale=factor,
+        halo=tiles_halo(stages) if stages else cells_of(getattr(vae, "decoder_halo", None), factor),
+        align=1,
+        bytes_per_pixel=memory(vae, "decode", factor),
+        stages=stages,
+    )
 
 
 def tiles_halo(stages: Stages) -> int:
@@ -127,25 +144,27 @@ def tiles_halo(stages: Stages) -> int:
     return reach(tuple(stage for stage in stages if stage.scale > 1))
 
 
-def unet(module: nn.Module, timestep: Timestep, prompt_embeds: Tensor | None) -> Network:
+def unet(module: nn.Module, factor: int, timestep: Timestep, prompt_embeds: Tensor | None) -> Network:
     """Scaled latents -> output groups.
 
     Args:
         module: the UNet.
+        factor: of the autoencoder whose latents it takes.
         timestep: that it is told.
         prompt_embeds: [B, tokens, dim] for B pictures, of which a call may get several tiles each.
     """
-
     steps = on_devices(timestep)
-
-    def call(z: Tensor) -> Tensor:
-        z = working(module, z)
-        embeds = None if prompt_embeds is None else prompt_embeds.to(z).repeat(len(z) // len(prompt_embeds), 1, 1)
-        return module(z, steps(z.device), encoder_hidden_states=embeds).sample
-
-    halo = cast("int | None", getattr(module, "halo", None))
-    attends = prompt_width(module) is not None
-    return Network(module, call, 1, 1, halo, unet_alignment(module), memory(module, "unet"), attends=attends)
+    return Network(
+        module,
+        factor,
+        lambda z: forward.predict(module, z, steps(z.device), prompt_embeds),
+        read_scale=1,
+        write_scale=1,
+        halo=cast("int | None", getattr(module, "halo", None)),
+        align=unet_alignment(module),
+        bytes_per_pixel=memory(module, "unet", factor),
+        attends=prompt_width(module) is not None,
+    )
 
 
 def prompt_width(module: nn.Module) -> int | None:
@@ -160,18 +179,13 @@ def unet_alignment(module: nn.Module) -> int:
     return 2 ** (len(cast(Any, module).config["block_out_channels"]) - 1)
 
 
-def working(module: nn.Module, x: Tensor) -> Tensor:
-    """`x` in the module's dtype, channels-last."""
-    return x.to(next(module.parameters()).dtype).contiguous(memory_format=torch.channels_last)
-
-
 def choose_tile(network: Network, height: int, width: int, tile: int, device: torch.device) -> int | None:
     """Side of a tile in latents: as asked (pixels, rounded up to the alignment), or automatic for 0; None: untiled."""
     if tile:
-        cells = -(-tile // (PIXELS_PER_CELL * network.align)) * network.align
+        cells = -(-tile // (network.factor * network.align)) * network.align
         return None if cells >= max(height, width) else cells
     total = tiles.total_memory(device)
-    fitting = tiles.choose_tile(height, width, network.bytes_per_pixel, total, margin=network.halo or 0)
+    fitting = tiles.choose_tile(height, width, network.bytes_per_cell, total, margin=network.halo or 0)
     if network.attends and height * width > ATTENTION_TILE**2:
         return min(fitting or ATTENTION_TILE, ATTENTION_TILE)
     return fitting
@@ -192,7 +206,7 @@ def tiles_at_once(
     """
     if tile is None or network.halo is not None or device.type == "cpu":
         return 1
-    one = tiles.working_memory(min(tile, height), min(tile, width), network.bytes_per_pixel)
+    one = tiles.working_memory(min(tile, height), min(tile, width), network.bytes_per_cell)
     return max(1, min(MOST_TILES, int(memory // one)))
 
 
@@ -210,12 +224,12 @@ def predicted_memory(
         device: where it computes.
     """
     if tile is None:
-        return tiles.working_memory(height, width, network.bytes_per_pixel)
+        return tiles.working_memory(height, width, network.bytes_per_cell)
     if network.stages:
         size = network.module_dtype.itemsize
         return int(size * staged.working_values(network.stages, height, width, tile, memory / size))
     side = tile + 2 * (network.halo or 0)
-    one = tiles.working_memory(min(side, height), min(side, width), network.bytes_per_pixel)
+    one = tiles.working_memory(min(side, height), min(side, width), network.bytes_per_cell)
     return one * tiles_at_once(network, height, width, tile, memory, device)
 
 
@@ -223,7 +237,7 @@ def describe_tiles(network: Network, height: int, width: int, tile: int | None, 
     """In words, how `run_tiled` goes over height x width latents."""
     if tile is None:
         return "untiled"
-    pixels = f"tiles of {tile * PIXELS_PER_CELL} pixels"
+    pixels = f"tiles of {tile * network.factor} pixels"
     if network.halo is None:
         return f"{pixels} (blended)"
     if network.stages:
@@ -231,7 +245,7 @@ def describe_tiles(network: Network, height: int, width: int, tile: int | None, 
         if not {"tiles", "windows"} & {group.way for group in groups}:
             return "untiled, in layers"
         return f"{pixels} (normalised as one picture)"
-    return f"{pixels} (halo {network.halo * PIXELS_PER_CELL})"
+    return f"{pixels} (halo {network.halo * network.factor})"
 
 
 def run_tiled(

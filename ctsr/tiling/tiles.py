@@ -1,6 +1,8 @@
 """Tiles on the latent grid: how large, where, and how they are put together again.
 
-One cell is one latent, 8x8 pixels. Two ways of tiling, by what the network does:
+One cell is one latent: f x f pixels for an autoencoder of factor f, 8 in Stable Diffusion.
+
+Two ways of tiling, by what the network does:
 
 - `halo_tiled` for networks that do not normalise over space: every tile is read with a halo of the receptive field
   and only its core is kept, so the result is the untiled one.
@@ -35,9 +37,8 @@ TileFunction = Callable[[Tensor], Tensor]
 TileCallback = Callable[[int, int], None]
 """Called as `on_tile(done, total)` after every tile; an exception it raises ends the run (cancel)."""
 
-PIXELS_PER_CELL = 8
 TILE_LADDER = (256, 192, 128, 96, 64, 48, 32)
-"""Sides of a tile in cells, 2048 to 256 pixels."""
+"""Sides of a tile in cells; 2048 to 256 pixels for an autoencoder of factor 8."""
 MEMORY_SHARE = 1 / 8
 """Part of the total memory that one pass of a network may work in; the rest is for weights, pictures and others."""
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -171,9 +172,9 @@ def halo_tiled(
             that are multiples of `align` (or reach the border).
         x: [B, C, h * read_scale, w * read_scale], any range and dtype that `fn` takes.
         tile: longest side of a core in cells; None runs the picture whole.
-        halo: cells that `fn` sees beyond a cell: receptive radius in pixels / 8, rounded up.
-        read_scale: samples of `x` a cell: 8 for a picture, 1 for latents.
-        write_scale: samples of the result a cell: 8 for a decoder, 1 for an encoder or UNet.
+        halo: cells that `fn` sees beyond a cell: receptive radius in pixels / f, rounded up.
+        read_scale: samples of `x` a cell on each side: f for a picture, 1 for latents.
+        write_scale: samples of the result a cell on each side: f for a decoder, 1 for an encoder or UNet.
         align: factor by which `fn` downsamples the latent grid inside (2 for a UNet of two levels).
         out_dtype: dtype of the result; `fn`'s own by default.
         device: where `fn` computes, tiles are moved there; by default where x lies.
@@ -274,8 +275,8 @@ def overlap_tiled(
         x: [B, C, h * read_scale, w * read_scale].
         tile: side of a tile in cells; None runs the picture whole.
         overlap: cells that neighbouring tiles share at least, smaller than `tile`.
-        read_scale: samples of `x` a cell: 8 for a picture, 1 for latents.
-        write_scale: samples of the result a cell: 8 for a decoder, 1 for an encoder or UNet.
+        read_scale: samples of `x` a cell on each side: f for a picture, 1 for latents.
+        write_scale: samples of the result a cell on each side: f for a decoder, 1 for an encoder or UNet.
         device: where `fn` computes, tiles are moved there; by default where x lies.
         out_device: where the result lies; by default where x lies.
         on_tile: called after every tile.
@@ -317,23 +318,23 @@ def window(top: int, left: int, height: int, width: int, scale: int) -> tuple[sl
     return slice(top * scale, (top + height) * scale), slice(left * scale, (left + width) * scale)
 
 
-def working_memory(height: int, width: int, bytes_per_pixel: float) -> int:
-    """Bytes that a network is predicted to work in: height x width cells, `bytes_per_pixel` measured per network."""
-    return math.ceil(height * width * PIXELS_PER_CELL**2 * bytes_per_pixel)
+def working_memory(height: int, width: int, bytes_per_cell: float) -> int:
+    """Bytes that a network is predicted to work in: height x width cells, `bytes_per_cell` measured per network."""
+    return math.ceil(height * width * bytes_per_cell)
 
 
-def fits(height: int, width: int, bytes_per_pixel: float, total_memory: int) -> bool:
+def fits(height: int, width: int, bytes_per_cell: float, total_memory: int) -> bool:
     """Whether height x width cells can be worked on within `MEMORY_SHARE` of `total_memory` bytes."""
-    return working_memory(height, width, bytes_per_pixel) <= MEMORY_SHARE * total_memory
+    return working_memory(height, width, bytes_per_cell) <= MEMORY_SHARE * total_memory
 
 
-def choose_tile(height: int, width: int, bytes_per_pixel: float, total_memory: int, *, margin: int = 0) -> int | None:
+def choose_tile(height: int, width: int, bytes_per_cell: float, total_memory: int, *, margin: int = 0) -> int | None:
     """Largest step of the ladder that fits a picture's tiles into memory.
 
     Args:
         height: cells of the picture.
         width: cells of the picture.
-        bytes_per_pixel: working memory of the network per pixel of the picture (8x8 pixels a cell).
+        bytes_per_cell: working memory of the network per latent.
         total_memory: bytes of the device, see `total_memory`; never what is free just now, so that the choice, and
             with it every bit of the picture, does not depend on history.
         margin: cells read beyond a tile on each side: the halo, 0 for `overlap_tiled`.
@@ -341,11 +342,11 @@ def choose_tile(height: int, width: int, bytes_per_pixel: float, total_memory: i
     Returns:
         Side of a tile in cells; None when the whole picture fits; the smallest step when nothing does.
     """
-    if fits(height, width, bytes_per_pixel, total_memory):
+    if fits(height, width, bytes_per_cell, total_memory):
         return None
     for tile in TILE_LADDER:
         side = tile + 2 * margin
-        if fits(min(side, height), min(side, width), bytes_per_pixel, total_memory):
+        if fits(min(side, height), min(side, width), bytes_per_cell, total_memory):
             return tile
     return TILE_LADDER[-1]
 
@@ -396,8 +397,8 @@ def run_with_smaller_tiles(
         smaller = next_smaller(longest if tile is None else min(tile, longest))
         if smaller is None:
             raise TileMemoryError(
-                f"Out of memory even with tiles of {tile or longest} cells ({(tile or longest) * PIXELS_PER_CELL}"
-                " pixels): close other programs, choose a smaller scale, or run on the CPU."
+                f"Out of memory even with tiles of {tile or longest} cells: close other programs, choose a smaller "
+                "scale, or run on the CPU."
             )
         logger.warning("Out of memory with %s: trying again with tiles of %d cells.", describe(tile), smaller)
         if free_memory is not None:

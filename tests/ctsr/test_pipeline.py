@@ -141,7 +141,7 @@ def test_half_a_map(tiny_mini):
 def test_a_map_lies_where_the_picture_is_and_its_padding_repeats_it():
     """A result of 12 pixels in 2 cells: the second cell is 4 pixels of the map and 4 times its last one."""
     ramp = torch.arange(12.0).expand(12, 12) / 12
-    small = tensors.map_to_latents(ramp, (12, 12), (2, 2))
+    small = tensors.map_to_latents(ramp, (12, 12), (2, 2), 8)
     expected = torch.tensor([sum(range(8)) / 96, (8 + 9 + 10 + 5 * 11) / 96])
     assert torch.allclose(small[0, 0], expected.expand(2, 2))
 
@@ -405,7 +405,7 @@ def seam(error: Tensor, borders: list[int], pitch: int) -> float:
 @torch.no_grad()
 def test_sd_shaped_tiles_have_no_seam_and_the_test_would_see_one(tiny_sd):
     latents = tiny_sd.encode(smooth(64, 512), 64, 512).latents[0]
-    unet = networks.unet(tiny_sd.unet, 999, tiny_sd.prompt_embeddings(1))
+    unet = networks.unet(tiny_sd.unet, 8, 999, tiny_sd.prompt_embeddings(1))
     for network, x in ((unet, latents), (networks.decoder(tiny_sd.vae), latents / tiny_sd.scaling_factor)):
         scale, tile, overlap = network.write_scale, 16, 8
         whole = network.call(x)

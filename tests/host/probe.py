@@ -247,6 +247,6 @@ def make_room(checkpoint: str, image: torch.Tensor) -> list[Any]:
         upscale(image, 0.5, 2.0, ours)
         steps = [loaded()]
         ours.pipeline.unet.forward = limited(ours.pipeline.unet.forward, 64 * 64 - 1, 0)
-        host.load(ours.unet, pack("ctsr.tiling.networks").unet(ours.pipeline.unet, 0, None), 512, 512, 0)
+        host.load(ours, "unet", 512, 512, 0)
         ours.pipeline.endpoints([torch.zeros(1, 4, 64, 64)])
         return [*steps, loaded()]

@@ -13,7 +13,7 @@ def dial_map(masks):
     """`masks.dial_map` from 0.2 to 0.9 on the size of this file."""
 
     def build(mask: Tensor, feather: int = 0, size: tuple[int, int] = SIZE, cells: tuple[int, int] = CELLS) -> Tensor:
-        return masks.dial_map(mask, OUTSIDE, INSIDE, feather, size, cells)
+        return masks.dial_map(mask, OUTSIDE, INSIDE, feather, size, cells, 8)
 
     return build
 
@@ -104,7 +104,7 @@ def test_values_outside_of_0_to_1_are_clamped(dial_map):
 
 def test_the_map_stays_within_0_and_1_at_the_ends_of_the_dial(masks):
     for ends in ((0.0, 1.0), (1.0, 0.0)):
-        both = masks.dial_map(half(), *ends, 40, SIZE, CELLS)
+        both = masks.dial_map(half(), *ends, 40, SIZE, CELLS, 8)
         assert both.min() >= 0
         assert both.max() <= 1
 

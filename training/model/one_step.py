@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline
 from ctsr.families import Endpoints, Family, Timestep, coefficients, predict_x0
 from ctsr.load import load_pipeline
+from ctsr.models import forward
 from ctsr.models.lora import merge_lora
-from ctsr.tiling import networks
 from training.data.degradation import SCALE
 from training.model.sd21 import load_base
 
@@ -67,15 +67,15 @@ class OneStep(nn.Module):
         return float(cast(Any, self.vae).config["scaling_factor"])
 
     def encode(self, x: Tensor, timestep: Timestep | None = None) -> Tensor:
-        """z_L, scaled: [B, 3, H, W] in [-1, 1] -> [B, C, H/8, W/8]; `timestep` of the encoder, None for the plain."""
-        return self.scaling_factor * networks.encoder(self.vae, timestep).call(x)
+        """z_L, scaled: [B, 3, H, W] in [-1, 1] -> [B, C, H/f, W/f]; `timestep` of the encoder, None for the plain."""
+        return self.scaling_factor * forward.encode(self.vae, x, timestep)
 
     def predict(self, z: Tensor, timestep: Timestep, prompt: Tensor | None = None) -> Tensor:
         """The UNet's output [B, groups * C, h, w] with the baked prompt, or another one [1 or B, L, D]."""
         embeds = self.prompt if prompt is None else prompt
         if embeds is not None:
             embeds = embeds.expand(z.shape[0], -1, -1)
-        return networks.unet(self.unet, timestep, embeds).call(z)
+        return forward.predict(self.unet, z, timestep, embeds)
 
     def x0(self, z: Tensor, timestep: Timestep, prompt: Tensor | None = None) -> Tensor:
         """The UNet's estimate of the clean latent behind z at `timestep`, fp32: its first output group."""
@@ -89,5 +89,5 @@ class OneStep(nn.Module):
         return self.family.endpoints(lambda sample, timestep, variant: self.predict(sample, timestep), latents)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Scaled latents -> fp32 picture [B, 3, 8h, 8w], not clamped."""
-        return networks.decoder(self.vae).call(z / self.scaling_factor).float()
+        """Scaled latents -> fp32 picture [B, 3, f * h, f * w], not clamped."""
+        return forward.decode(self.vae, z / self.scaling_factor).float()

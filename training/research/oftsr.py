@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import Endpoints
-from ctsr.tiling import networks
+from ctsr.models import forward
 from training.data.datasets import Data, mini_data, open_source, sd21_data
 from training.engine.draws import Draws
 from training.engine.run import Run
@@ -133,7 +133,7 @@ def velocity(unet: nn.Module, condition: Tensor, prompt: Tensor | None) -> Veloc
     embeds = None if prompt is None else prompt.expand(condition.shape[0], -1, -1)
 
     def call(x: Tensor, t: Tensor) -> Tensor:
-        return networks.unet(unet, TIMESTEP * t, embeds).call(torch.cat([x.to(condition), condition], dim=1)).float()
+        return forward.predict(unet, torch.cat([x.to(condition), condition], dim=1), TIMESTEP * t, embeds).float()
 
     return call
 

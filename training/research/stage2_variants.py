@@ -22,7 +22,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
 from ctsr.families import coefficients, predict_x0
-from ctsr.tiling import networks
+from ctsr.models import forward
 from training.data.datasets import mini_data, sd21_data
 from training.engine.draws import Draws
 from training.engine.run import Run
@@ -97,7 +97,7 @@ def b2_latent(model: OneStep, z_L: Tensor, t: float | Tensor) -> Tensor:  # noqa
     width = cast(Any, unet).config["time_cond_proj_dim"]
     dial = torch.as_tensor(t, dtype=torch.float32, device=z_L.device).reshape(-1).expand(z_L.shape[0])
     condition = get_timestep_embedding(TIMESTEP * dial, width, flip_sin_to_cos=True, downscale_freq_shift=0)
-    z = networks.working(unet, z_L)
+    z = forward.prepared(unet, z_L)
     embeds = None if model.prompt is None else model.prompt.expand(z.shape[0], -1, -1).to(z)
     o = unet(z, timestep, timestep_cond=condition.to(z), encoder_hidden_states=embeds).sample[:, : z.shape[1]]
     return predict_x0(z_L, o, *coefficients(model.family.parameterization, timestep))

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 import tyro
 from torch import Tensor, nn
 
-from ctsr.tiling import networks
+from ctsr.models import forward
 from training.data.datasets import Data, mini_data, open_source, restored_source, sd21_data
 from training.data.photos import Photos
 from training.engine.run import Run
@@ -94,7 +94,7 @@ class Generator(nn.Module):
         terms = reconstruction_losses(self.model.decode(z), truth, self.recipe.reconstruction, self.perceptual)
         if self.first_vae is not None:
             with torch.no_grad():
-                aim = self.model.scaling_factor * networks.encoder(self.first_vae, None).call(truth)
+                aim = self.model.scaling_factor * forward.encode(self.first_vae, truth, None)
             terms["latents"] = self.recipe.latent_weight * F.mse_loss(z, aim.float())
         return total(terms)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import blend
-from ctsr.tiling import networks
+from ctsr.models import forward
 from training.data.datasets import Data, open_source, restored_source
 from training.data.photos import Photos
 from training.engine.run import Run
@@ -78,7 +78,7 @@ class Faithful(nn.Module):
 def plain_latents(vae: nn.Module, x: Tensor) -> Tensor:
     """Scaled latents of pictures [B, 3, H, W] in [-1, 1] by the encoder without a timestep, fp32; no gradient."""
     with torch.no_grad():
-        return float(cast(Any, vae).config["scaling_factor"]) * networks.encoder(vae, None).call(x).float()
+        return float(cast(Any, vae).config["scaling_factor"]) * forward.encode(vae, x, None).float()
 
 
 def plain_vae(recipe: CTSRRecipe, start: OneStep) -> nn.Module:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ...families import Timestep
 from ...models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL, steps_of
-from ..tiles import PIXELS_PER_CELL
+from ...models.forward import vae_scale_factor
 
 BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 Modules = tuple[nn.Module, ...]
@@ -105,12 +105,11 @@ def reach(stages: Stages) -> int:
 
 
 def has_stages(vae: nn.Module) -> bool:
-    """Whether an autoencoder is of Stable Diffusion's shape, with factor 8."""
+    """Whether an autoencoder is of Stable Diffusion's shape."""
     if not isinstance(vae, AutoencoderKL):
         return False
     config = cast(Any, vae).config
-    known = all(set(config[key]) == {block} for key, block in BLOCKS.items())
-    return known and 2 ** (len(config["block_out_channels"]) - 1) == PIXELS_PER_CELL
+    return all(set(config[key]) == {block} for key, block in BLOCKS.items()) and len(config["block_out_channels"]) > 1
 
 
 def decoder_stages(vae: AutoencoderKL) -> Stages:
@@ -140,13 +139,14 @@ def encoder_stages(vae: AutoencoderKL, timestep: Timestep | None) -> Stages:
     quant = () if vae.quant_conv is None else (vae.quant_conv,)
     last = (encoder.mid_block, encoder.conv_norm_out, encoder.conv_act, encoder.conv_out, *quant, Mode())
     steps = None if timestep is None else on_devices(timestep)
+    factor = vae_scale_factor(vae)
     return tuple(
         Stage(
             before=(encoder.conv_in,) if level == 0 else (),
             resnets=parts(block, "resnets"),
             after=last if level == len(blocks) - 1 else parts(block, "downsamplers"),
-            read_scale=PIXELS_PER_CELL >> level,
-            write_scale=max(1, PIXELS_PER_CELL >> (level + 1)),
+            read_scale=factor >> level,
+            write_scale=max(1, factor >> (level + 1)),
             embed=lambda x: None if steps is None else embedding(vae, steps(x.device), x),
         )
         for level, block in enumerate(blocks)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from ctsr import CTSRPipeline
+from ctsr.models import forward
 from ctsr.tiling import heap, networks
 from ctsr.tiling.tiles import TILE_LADDER
 
@@ -19,7 +20,7 @@ def every(pipeline: CTSRPipeline) -> list[networks.Network]:
     embeds = pipeline.prompt_embeddings(1) if pipeline.prompt_embeddings is not None else None
     return [
         networks.encoder(pipeline.vae, 500),
-        networks.unet(pipeline.unet, 999, embeds),
+        networks.unet(pipeline.unet, 8, 999, embeds),
         networks.decoder(pipeline.vae),
     ]
 
@@ -54,7 +55,7 @@ def test_stages_make_up_the_network(tiny_sd):
             continue
         x = torch.rand(1, channels, 6 * network.read_scale, 4 * network.read_scale)
         with torch.no_grad():
-            y = networks.working(network.module, x)
+            y = forward.prepared(network.module, x)
             for stage in network.stages:
                 y = stage(y)
             assert torch.equal(y, network.call(x))
@@ -123,14 +124,14 @@ def test_every_tile_of_a_batch_gets_its_picture_s_prompt(tiny_sd, monkeypatch):
     torch.manual_seed(0)
     prompts, z = torch.randn(2, 5, 16), torch.randn(2, 4, 24, 16)
     alone = [
-        networks.run_tiled(networks.unet(tiny_sd.unet, 999, prompts[i : i + 1]), z[i : i + 1], 16, 8, None)
+        networks.run_tiled(networks.unet(tiny_sd.unet, 8, 999, prompts[i : i + 1]), z[i : i + 1], 16, 8, None)
         for i in range(2)
     ]
     monkeypatch.setattr(networks, "tiles_at_once", lambda *_: 2)
-    batched = networks.run_tiled(networks.unet(tiny_sd.unet, 999, prompts), z, 16, 8, None)
+    batched = networks.run_tiled(networks.unet(tiny_sd.unet, 8, 999, prompts), z, 16, 8, None)
     torch.testing.assert_close(batched, torch.cat(alone), rtol=0, atol=1e-5)
     assert (
-        alone[0] - networks.run_tiled(networks.unet(tiny_sd.unet, 999, prompts[1:]), z[:1], 16, 8, None)
+        alone[0] - networks.run_tiled(networks.unet(tiny_sd.unet, 8, 999, prompts[1:]), z[:1], 16, 8, None)
     ).abs().max() > 1e-4
 
 

@@ -293,7 +293,7 @@ def test_choice_counts_the_margin_and_ends_at_the_smallest_step():
 
 def test_choice_is_a_function_of_its_arguments_and_monotone():
     def size(side: int, memory: int) -> float:
-        return choose_tile(side, side, 300, memory, margin=8) or math.inf
+        return choose_tile(side, side, 300 * 64, memory, margin=8) or math.inf
 
     sides, memories = range(8, 1100, 60), [i * GIB // 2 for i in range(1, 64, 4)]
     table = [[size(side, memory) for memory in memories] for side in sides]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctsr import CTSRPipeline
-from ctsr.tiling import networks
+from ctsr.models import forward
 from training.engine.draws import Draws
 from training.engine.sources import Sample
 from training.losses.adversarial import Adversarial
@@ -105,7 +105,7 @@ def test_the_laws_reach_both_sides_of_vsd(
 def encode(make_prior: Callable[..., CTSRPipeline]) -> Callable[[Tensor], Tensor]:
     """The prior's plain encoder, and its scaling factor."""
     vae = make_prior().vae.requires_grad_(False)
-    return lambda x: vae.config["scaling_factor"] * networks.encoder(vae, None).call(x)
+    return lambda x: vae.config["scaling_factor"] * forward.encode(vae, x, None)
 
 
 def test_moved_latents_are_those_of_the_moved_picture_and_their_gradient_goes_back_through_the_encoder(

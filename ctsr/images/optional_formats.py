@@ -90,4 +90,5 @@ def develop(path: Path) -> Samples:
         with rawpy.imread(str(path)) as raw:
             return raw.postprocess(use_camera_wb=True, output_bps=16)
     except rawpy.LibRawError as error:
-        raise ImageReadError(f"{path}: rawpy cannot develop this RAW file ({error}); convert it to TIFF.") from error
+        reason = error.args[0].decode() if isinstance(error.args[0], bytes) else error
+        raise ImageReadError(f"{path}: rawpy cannot develop this RAW file ({reason}); convert it to TIFF.") from error

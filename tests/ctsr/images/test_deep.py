@@ -94,6 +94,15 @@ def test_colour_of_other_numbers_is_refused_in_one_message(tmp_path: Path, kind:
         read_picture(tmp_path / "a.tif")
 
 
+@pytest.mark.parametrize("part", [0.5, 0.9, 0.999])
+def test_cut_float_tiff_is_refused(tmp_path: Path, part: float) -> None:
+    write_samples(tmp_path / "a.tif", np.random.default_rng(0).random((64, 64, 3), np.float32))
+    data = (tmp_path / "a.tif").read_bytes()
+    (tmp_path / "a.tif").write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(ImageReadError, match="cut off"):
+        read_picture(tmp_path / "a.tif")
+
+
 def test_float_colour_without_opencv_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_samples(tmp_path / "a.tif", np.ones((4, 4, 3), np.float32))
     monkeypatch.setitem(sys.modules, "cv2", None)

@@ -37,6 +37,15 @@ def test_raw_file_is_developed() -> None:
     assert (picture.width, picture.height, picture.bits) == (96, 72, 16)
 
 
+@needs_cases
+def test_cut_raw_file_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("rawpy")
+    data = (CASES / "raw_like.NEF").read_bytes()
+    (tmp_path / "a.nef").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ImageReadError, match=r"rawpy cannot develop this RAW file \(Input/output error\)"):
+        read_picture(tmp_path / "a.nef")
+
+
 def test_raw_file_that_cannot_be_developed_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("rawpy")
     Image.new("RGB", (8, 6)).save(tmp_path / "a.nef", "TIFF")

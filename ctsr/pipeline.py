@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor
-from typing_extensions import Self, Unpack  # in typing from Python 3.11
+from typing_extensions import Self, TypedDict, Unpack  # in typing from Python 3.11
 
 from . import families
 from .checkpoints import hub, own
@@ -76,11 +76,28 @@ class Progress(Protocol):
         ...
 
 
+Images = list[Image.Image] | np.ndarray[Any, Any] | Tensor
+ImagesT_co = TypeVar("ImagesT_co", bound=Images, covariant=True)
+
+
 @dataclass
-class CTSRPipelineOutput(BaseOutput):
+class CTSRPipelineOutput(BaseOutput, Generic[ImagesT_co]):
     """`images`: PIL pictures, [B, 3, H, W] or [B, H, W, 3] in [0, 1], or scaled latents [B, C, h, w]."""
 
-    images: list[Image.Image] | np.ndarray[Any, Any] | Tensor
+    images: ImagesT_co
+
+
+class CallOptions(TypedDict, total=False):
+    """Keyword arguments of `CTSRPipeline.__call__` on which the type of its result does not depend."""
+
+    timestep: int | None
+    t_map: Tensor | Image.Image | None
+    tile: int
+    tile_overlap: int | None
+    color_fix: ColorFix | None
+    prompt_embeds: Tensor | None
+    generator: torch.Generator | None
+    callback: Progress | None
 
 
 @dataclass(frozen=True)
@@ -482,6 +499,62 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
 
     # --- all of it ------------------------------------------------------------------------------------------------
 
+    @overload
+    def __call__(
+        self,
+        image: Pictures,
+        t: float | Sequence[float] | Tensor = 0.5,
+        scale: float = 4.0,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        output_type: Literal["pil"] = "pil",
+        return_dict: Literal[True] = True,
+        **options: Unpack[CallOptions],
+    ) -> CTSRPipelineOutput[list[Image.Image]]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Pictures,
+        t: float | Sequence[float] | Tensor = 0.5,
+        scale: float = 4.0,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        output_type: Literal["pt", "latent"],
+        return_dict: Literal[True] = True,
+        **options: Unpack[CallOptions],
+    ) -> CTSRPipelineOutput[Tensor]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Pictures,
+        t: float | Sequence[float] | Tensor = 0.5,
+        scale: float = 4.0,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        output_type: Literal["np"],
+        return_dict: Literal[True] = True,
+        **options: Unpack[CallOptions],
+    ) -> CTSRPipelineOutput[np.ndarray[Any, Any]]: ...
+
+    @overload
+    def __call__(
+        self,
+        image: Pictures,
+        t: float | Sequence[float] | Tensor = 0.5,
+        scale: float = 4.0,
+        height: int | None = None,
+        width: int | None = None,
+        *,
+        output_type: OutputType = "pil",
+        return_dict: bool = True,
+        **options: Unpack[CallOptions],
+    ) -> CTSRPipelineOutput[Images] | tuple[Images]: ...
+
     @torch.no_grad()
     def __call__(
         self,
@@ -500,7 +573,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback: Progress | None = None,
-    ) -> CTSRPipelineOutput | tuple[list[Image.Image] | np.ndarray[Any, Any] | Tensor]:
+    ) -> CTSRPipelineOutput[Images] | tuple[Images]:
         """Upscales one picture or several, one at a time.
 
         Args:

@@ -17,7 +17,7 @@ import typer
 from rich.console import Console
 
 from ..errors import CTSRError
-from .console import Bar, errors_as_sentences, print_scores, say, sum_up
+from .console import Bar, print_scores, report_errors, say, sum_up
 
 if TYPE_CHECKING:
     import torch
@@ -138,15 +138,15 @@ def upscale_command(
     """Upscale pictures, or folders of pictures.
 
     Without -o, photo.jpg becomes photo-ctsr.png in the current folder. With one picture, OUT is the picture to write
-    if it has a suffix (.png, .jpg, .tif, .webp, ...), else a folder. Folders are searched through and through; OUT gets
-    the same names in the same subfolders, with the same suffixes where that format can be written without loss of
-    transparency, else .png.
+    if it has a suffix (.png, .jpg, .tif, .webp, ...), else a folder. Folders are searched with their subfolders; OUT
+    gets the same names in the same subfolders, with the same suffixes where that format can be written without loss
+    of transparency, else .png.
 
     A picture whose output is already there is skipped (see --overwrite), so an interrupted run can be started again.
     One bad picture does not stop the others; it is reported at the end, and the exit code is 1.
     """
     console = Console(stderr=True)
-    with errors_as_sentences(console):
+    with report_errors(console):
         from .plan import plan
         from .upscale import upscale
 
@@ -171,13 +171,13 @@ def sweep_command(
     device: DeviceOption = DeviceName.auto,
     strip_metadata: StripOption = False,
 ) -> None:
-    """Turn the dial: one picture at several t, for the price of one and a decode each.
+    """Upscale one picture at several t, for the price of one and a decode each.
 
     Writes NAME_t0.00.png and so on, and NAME_strip.png: the middle of the bicubic enlargement and of each result side
     by side, pixel for pixel. Files of an earlier sweep are replaced.
     """
     console = Console(stderr=True)
-    with errors_as_sentences(console):
+    with report_errors(console):
         from .options import parse_dials
         from .plan import Job
         from .upscale import sweep
@@ -195,7 +195,7 @@ def sweep_command(
 @app.command("evaluate")
 def evaluate_command(
     lr: Annotated[Path, typer.Option("--lr", metavar="DIR", help="The low-resolution pictures.")],
-    hr: Annotated[Path, typer.Option("--hr", metavar="DIR", help="Their truth, under the same names.")],
+    hr: Annotated[Path, typer.Option("--hr", metavar="DIR", help="Their ground truth, under the same names.")],
     output: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="The folder to write into.")],
     sr: Annotated[
         list[Path] | None, typer.Option("--sr", metavar="DIR", help="Results of another method; may be repeated.")
@@ -207,15 +207,15 @@ def evaluate_command(
     precision: PrecisionOption = PrecisionName.auto,
     device: DeviceOption = DeviceName.auto,
 ) -> None:
-    """Score the dial against the truth, beside bicubic, a blend of its two ends and others' results.
+    """Score results along t against the ground truth, beside bicubic, a blend of its two ends and others' results.
 
-    Pictures belong together by their names without suffix; a result has its truth's size. Writes t_0.00/NAME.png and so
-    on, scores.csv, per_picture.csv and perception_distortion.png, and prints the means. PSNR and SSIM are of Y, no
-    border cropped; NIQE, LPIPS, DISTS, MUSIQ, MANIQA, CLIPIQA and FID are pyiqa's, where it is installed. The blend is
-    scored if --t holds both 0 and 1. Files of an earlier run are replaced.
+    Pictures belong together by their names without suffix; a result has its ground truth's size. Writes
+    t_0.00/NAME.png and so on, scores.csv, per_picture.csv and perception_distortion.png, and prints the means. PSNR
+    and SSIM are of Y, no border cropped; NIQE, LPIPS, DISTS, MUSIQ, MANIQA, CLIPIQA and FID are pyiqa's, where it is
+    installed. The blend is scored if --t holds both 0 and 1. Files of an earlier run are replaced.
     """
     console = Console(stderr=True)
-    with errors_as_sentences(console):
+    with report_errors(console):
         from .options import parse_dials
 
         try:
@@ -259,7 +259,7 @@ def convert_command(
     there whole or not at all.
     """
     console = Console(stderr=True)
-    with errors_as_sentences(console):
+    with report_errors(console):
         from ..convert.convert import Options, convert
         from ..precision import DTYPES
 
@@ -278,7 +278,7 @@ def info_command(
 ) -> None:
     """Show what a model is, how it would run here, and the memory and tiles that a picture would take."""
     console = Console(stderr=True)
-    with errors_as_sentences(console):
+    with report_errors(console):
         from .info import memory_rows, model_rows
         from .options import Options, parse_size
 

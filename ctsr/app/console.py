@@ -43,8 +43,8 @@ class ShortLines(logging.Handler):
 
 
 @contextmanager
-def errors_as_sentences(console: Console) -> Generator[None, None, None]:
-    """Shows expected errors as one sentence and warnings as one line; exit code 2, or 130 after Ctrl-C."""
+def report_errors(console: Console) -> Generator[None, None, None]:
+    """Print expected errors and warnings as one line each; exit with 2 after an error, 130 after Ctrl-C."""
     logger, handler = logging.getLogger(str(__package__).rpartition(".")[0]), ShortLines(console)
     logger.addHandler(handler)
     try:
@@ -96,7 +96,7 @@ class Bar:
 
 
 def sum_up(console: Console, outcomes: Sequence[Outcome], jobs: int) -> None:
-    """The result of a single picture, or the numbers of all; then the sentence of each that failed."""
+    """The result of a single picture, or the numbers of all; then the message of each that failed."""
     for outcome in outcomes if jobs == 1 else ():
         if outcome.state == "done":
             say(console, f"{outcome.job.target}: {outcome.detail}")

@@ -1,9 +1,9 @@
-"""Scores of a model against the truth: pairs of pictures in; pictures, tables and a perception-distortion plot out.
+"""Scores a model against the ground truth: pairs of pictures in; pictures, tables and a perception-distortion plot out.
 
 Each t is scored beside the bicubic enlargement, the blend of the two pictures at the ends of the dial (the baseline of
-CTSR, arXiv 2503.14272) and other people's results. What is scored is 8-bit RGB of the truth's size, no border cropped,
-alpha left out. The metrics are scikit-image's and, where it is installed, pyiqa's (the protocol of OSEDiff, arXiv
-2406.08177). As in `jobs`, nothing here prints or exits. Importing this module takes the extra `eval`.
+CTSR, arXiv 2503.14272) and other people's results. What is scored is 8-bit RGB of the ground truth's size,
+no border cropped, alpha left out. The metrics are scikit-image's and, where it is installed, pyiqa's (the protocol
+of OSEDiff, arXiv 2406.08177). Nothing here prints or exits. Importing this module takes the extra `eval`.
 """
 
 import csv
@@ -37,7 +37,7 @@ from ..pipeline import Progress
 from ..whole_file import whole_file
 from .lazy_pipeline import LazyPipeline
 from .options import Options
-from .run import EXPECTED, one_line, sentence
+from .run import EXPECTED, describe_error, one_line
 from .upscale import check_picture, turn_dial
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class PictureError(CTSRError):
 
 @dataclass(frozen=True)
 class Pair:
-    """A low-resolution picture and its truth. `others`: other people's results for it, one for each method."""
+    """A low-resolution picture and its ground truth. `others`: other people's results for it, one for each method."""
 
     lr: Path
     hr: Path
@@ -187,14 +187,14 @@ def check_out(task: Task, inputs: Iterable[Path]) -> None:
 
 
 def problems(pairs: Iterable[Pair], task: Task) -> Iterator[str]:
-    """Reads every file in full; a sentence for each pair that cannot be scored, before any work on them."""
+    """Reads every file in full; a message for each pair that cannot be scored, before any work on them."""
     for pair in pairs:
         try:
             check_pair(pair, task)
         except ImageReadError as error:
             yield one_line(error)
         except (CTSRError, ValueError) as error:
-            yield sentence(error, pair.lr)
+            yield describe_error(error, pair.lr)
 
 
 def check_pair(pair: Pair, task: Task) -> None:
@@ -237,7 +237,7 @@ def target(out: Path, t: float, pair: Pair) -> Path:
 def make_results(
     pair: Pair, low: Picture, truth: Picture, task: Task, callback: Progress | None
 ) -> dict[Method, Image.Image]:
-    """All pictures of a pair that are scored, 8-bit RGB of the truth's size; writes those of the dial."""
+    """All pictures of a pair that are scored, 8-bit RGB of the ground truth's size; writes those of the dial."""
     dial = write_dial(pair, low, truth, task, callback)
     results = {Method(DIAL, t): picture for t, picture in dial.items()}
     if {0, 1} <= dial.keys():
@@ -393,7 +393,7 @@ def evaluate(pairs: Iterable[Pair], task: Task, callback: Progress | None = None
 
     Raises:
         CheckpointError: the model cannot be loaded.
-        PictureError: a picture failed; the message is one sentence.
+        PictureError: a picture failed; the message is one line.
     """
     if not task.model.pipeline.family.has_dial:
         logger.warning("This model has no dial: the picture is the same for every t.")
@@ -406,7 +406,7 @@ def evaluate(pairs: Iterable[Pair], task: Task, callback: Progress | None = None
             except CheckpointError:
                 raise
             except EXPECTED as error:
-                raise PictureError(sentence(error, pair.lr)) from error
+                raise PictureError(describe_error(error, pair.lr)) from error
         return scorer.scores()
 
 

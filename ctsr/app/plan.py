@@ -29,7 +29,7 @@ def plan(inputs: Sequence[Path], output: str | None) -> list[Job]:
     """Which file becomes which.
 
     Args:
-        inputs: files, and folders that are searched through and through for pictures.
+        inputs: files, and folders that are searched for pictures, with their subfolders.
         output: for one file a file or a folder, else a folder; None puts NAME-ctsr.png of every file into the current
             folder. A trailing slash makes it a folder. In a folder pictures keep their relative names, and their
             suffixes where the format can be written without loss of alpha, else .png.

@@ -18,7 +18,7 @@ EXPECTED = (CTSRError, ValueError, OSError, MemoryError, RuntimeError)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job. `detail`: the size of the result, or the one sentence that says why there is none."""
+    """What became of a job. `detail`: the size of the result, or why there is none."""
 
     job: Job
     state: Literal["done", "skipped", "failed"]
@@ -46,14 +46,14 @@ def run(jobs: Iterable[Job], work: Callable[[Job], str], overwrite: bool) -> Ite
             raise
         except EXPECTED as error:
             logger.debug("%s", job.source, exc_info=True)
-            yield Outcome(job, "failed", sentence(error, job.source))
+            yield Outcome(job, "failed", describe_error(error, job.source))
             if isinstance(error, OutputFolderError):
                 return
         else:
             yield Outcome(job, "done", detail)
 
 
-def sentence(error: Exception, path: Path) -> str:
+def describe_error(error: Exception, path: Path) -> str:
     """One line for a person: the file, what is wrong and, where it is known, what to do."""
     if isinstance(error, CTSRError) and str(path) in str(error):
         return one_line(error)

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress 
     """Makes one picture; returns its size. Raises what `read_picture`, the pipeline and `write_picture` raise."""
     picture = read_picture(job.source, keep_metadata=not options.strip_metadata)
     height, width = check_picture(picture, job.target, options, model.device)
-    images = model.pipeline(
+    result = model.pipeline(
         picture.rgb,
         t=options.t,
         height=height,
@@ -55,11 +54,10 @@ def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress 
         color_fix=options.color_fix,
         generator=start_noise(),
         output_type="pt",
-        return_dict=False,
         callback=callback,
-    )[0]
+    )
     alpha = enlarged_alpha(picture, height, width)
-    write_picture(job.target, cast(Tensor, images), picture, alpha, model.settings(options))
+    write_picture(job.target, result.images, picture, alpha, model.settings(options))
     return f"{width}x{height}"
 
 

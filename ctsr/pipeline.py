@@ -7,9 +7,10 @@ stands after the UNet, so a second t on the same picture costs a decode only.
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
 
@@ -27,7 +28,6 @@ from . import families
 from .checkpoints import hub, own
 from .checkpoints.formats import refusal
 from .checkpoints.inspect import look
-from .errors import CheckpointError
 from .families import Dial, Endpoints, Family, Parameterization, get_family
 from .images.color_fix import ColorFix, apply_color_fix, check_color_fix
 from .images.tensors import (
@@ -49,18 +49,14 @@ from .models.forward import vae_scale_factor
 from .models.lora import lora_layers
 from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
-from .precision import in_fp32
 from .runtime.offload import ExecutionMixin, check_tile
 from .runtime.user_lora import UserLoraMixin
 from .tiling import networks
+from .tiling.networks import Stage
 from .tiling.sd_vae.doubling import double_by_phases
-from .tiling.tiles import run_with_smaller_tiles
 
 logger = logging.getLogger(__name__)
 
-Stage = Literal["encode", "unet", "decode"]
-DEFAULT_OVERLAP = 128
-"""Pixels; half a tile where that is less."""
 REEXPORT = "from ctsr import CTSRPipeline\n"
 """pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
 
@@ -402,10 +398,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         enlarged = pad(resize(image.float(), height, width), self.pad_multiple)
         enlarged.mul_(2).sub_(1)
         encoders = [networks.encoder(self.vae, step) for step in self._encoder_timesteps(timestep)]
-        return [
-            self._each("encode", lambda index, e=encoder: e, enlarged, tile, tile_overlap, callback)
-            for encoder in encoders
-        ]
+        pictures = len(enlarged)
+        return [self._run([own] * pictures, enlarged, tile, tile_overlap, callback) for own in encoders]
 
     @torch.no_grad()
     def endpoints(
@@ -431,13 +425,10 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         embeds = self._prompt(prompt_embeds, latents[0].shape[0])
 
         def predict(z: Tensor, timestep: int, variant: str | None) -> Tensor:
-            def network(index: int) -> networks.Network:
-                return networks.unet(
-                    self.unet, self.vae_scale_factor, timestep, None if embeds is None else embeds[index : index + 1]
-                )
-
+            prompts = [None] * len(z) if embeds is None else embeds.split(1)
+            each = [networks.unet(self.unet, self.vae_scale_factor, timestep, prompt) for prompt in prompts]
             with self._as_variant(variant):
-                return self._each("unet", network, z, tile, tile_overlap, callback)
+                return self._run(each, z, tile, tile_overlap, callback)
 
         return family.endpoints(predict, latents, generator)
 
@@ -487,8 +478,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         check_color_fix(color_fix)
         if color_fix != "none" and reference is None:
             raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
-        decoder = networks.decoder(self.vae)
-        picture = self._each("decode", lambda index: decoder, latents, tile, tile_overlap, callback)
+        decoders = [networks.decoder(self.vae)] * len(latents)
+        picture = self._run(decoders, latents, tile, tile_overlap, callback)
         picture = picture.add_(1).div_(2)
         if size is not None:
             picture = picture[..., : size[0], : size[1]]
@@ -730,70 +721,25 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             raise ValueError(f"prompt_embeds must be [1, tokens, {width}], not {list(prompt_embeds.shape)}.")
         return prompt_embeds.expand(batch, -1, -1)
 
-    def _each(
-        self,
-        stage: str,
-        network: Callable[[int], "networks.Network"],
-        x: Tensor,
-        tile: int,
-        overlap: int | None,
-        callback: Progress | None,
-    ) -> Tensor:
-        """`_run` for each of the pictures by itself: neither memory nor a bit depends on how many there are.
-
-        Args:
-            network: for the picture of that index.
-        """
-        results = [
-            self._run(stage, network(index), x[index : index + 1], tile, overlap, callback) for index in range(len(x))
-        ]
-        return torch.cat(results) if len(results) > 1 else results[0]
-
     def _run(
         self,
-        stage: str,
-        network: "networks.Network",
+        each: Sequence[networks.Network],
         x: Tensor,
         tile: int,
         overlap: int | None,
         callback: Progress | None,
     ) -> Tensor:
-        """One network over a picture, tiled as it must be; again in fp32 when the result is not finite."""
-        on_tile: Callable[[int, int], None] | None = None
-        if callback is not None:
-            on_tile = lambda done, total: callback(stage, done, total)  # noqa: E731
-        device = self._device_of(network.module)
-        height, width = x.shape[-2] // network.read_scale, x.shape[-1] // network.read_scale
-        shared = (DEFAULT_OVERLAP if overlap is None else overlap) // network.factor
+        """A network over each of the pictures by itself: neither memory nor a bit depends on how many there are.
 
-        def run(network: "networks.Network") -> Tensor:
-            first = networks.choose_tile(network, height, width, tile, device)
-            memory = networks.work_memory(device)
-            return run_with_smaller_tiles(
-                lambda side: networks.run_tiled(
-                    network, x, side, shared, on_tile, device, memory if side == first else 0
-                ),
-                first,
-                max(height, width),
-                self.free_memory,
-            )
-
-        out = run(network)
-        if is_finite(out):
-            return out
-        if network.module_dtype != torch.float32:
-            logger.warning("The %s step overflowed in %s: running it again in fp32.", stage, network.module_dtype)
-            del out
-            wide = network.in_fp32()
-            with in_fp32(network.module):
-                out = run(wide)
-            if is_finite(out):
-                return out
-        raise CheckpointError(
-            f"The {stage} step gives NaN or infinity even in fp32: the weights are damaged; fetch them again."
-        )
-
-
-def is_finite(x: Tensor) -> bool:
-    """Whether `x` holds no NaN and no infinity, without a copy of it: a sum shows either."""
-    return bool(x.sum().isfinite())
+        Args:
+            each: the network for each picture.
+            x: its input.
+            tile, overlap, callback: as for `encode`.
+        """
+        device = self._device_of(each[0].module)
+        on_tile = None if callback is None else partial(callback, each[0].stage)
+        results = [
+            networks.run(network, x[index : index + 1], tile, overlap, device, on_tile, self.free_memory)
+            for index, network in enumerate(each)
+        ]
+        return torch.cat(results) if len(results) > 1 else results[0]

@@ -24,9 +24,10 @@ from .checkpoints import BUILT_IN, find
 from .checks import check_choice
 
 if TYPE_CHECKING:
-    from ..ctsr.pipeline import CTSRPipeline, Progress, Stage
+    from ..ctsr.pipeline import CTSRPipeline, Progress
     from ..ctsr.precision import Precision
     from ..ctsr.runtime.attention import Attention
+    from ..ctsr.tiling.networks import Stage
 
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 ATTENTIONS = ["auto", "xformers", "sdpa"]

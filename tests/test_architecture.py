@@ -95,7 +95,7 @@ ROOMS = {
     "whole_file": "",
     "models": "families precision",
     "checkpoints": "errors models precision whole_file",
-    "tiling": "errors families models",
+    "tiling": "errors families models precision",
     "images": "errors families whole_file",
     "runtime": "errors models tiling",
     "pipeline": "checkpoints errors families images models precision runtime tiling",

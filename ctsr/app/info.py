@@ -8,11 +8,11 @@ import torch
 from ..checkpoints.own import COMPONENTS
 from ..convert.convert import about_of
 from ..images.tensors import check_size, output_size
-from ..pipeline import CTSRPipeline, Stage
+from ..pipeline import CTSRPipeline
 from ..precision import Precision
 from ..runtime.memory import BUFFER_BYTES
 from ..tiling import networks
-from ..tiling.networks import Network
+from ..tiling.networks import Network, Stage
 from ..tiling.tiles import total_memory
 from .lazy_pipeline import LazyPipeline
 from .options import Options

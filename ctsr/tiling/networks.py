@@ -5,21 +5,29 @@ What a network needs for tiling is read from the model: one with a receptive rad
 run in `staged`'s ways. Tiles of any other, such as Stable Diffusion's UNet, are blended.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor, nn
 
+from ..errors import CheckpointError
 from ..families import Timestep
 from ..models import forward
+from ..precision import in_fp32
 from . import heap, tiles
 from .sd_vae import staged
 from .sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, on_devices, reach
 
+logger = logging.getLogger(__name__)
+
+Stage = Literal["encode", "unet", "decode"]
+DEFAULT_OVERLAP = 128
+"""Pixels that blended tiles share; half a tile where that is less."""
 SMALLEST_TILE = 128
 """Pixels; smaller tiles are mostly halo."""
 ATTENTION_TILE = 96
@@ -36,6 +44,7 @@ class Network:
     """A network over a picture.
 
     Attributes:
+        stage: of a pipeline.
         module: whose parameters it uses.
         factor: pixels a latent on each side, of the autoencoder.
         call: [B, C, h * read_scale, w * read_scale] -> [B, C', h * write_scale, w * write_scale], the module's dtype.
@@ -48,6 +57,7 @@ class Network:
         attends: every latent of a tile sees all others.
     """
 
+    stage: Stage
     module: nn.Module
     factor: int
     call: Callable[[Tensor], Tensor]
@@ -110,6 +120,7 @@ def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
     factor = forward.vae_scale_factor(vae)
     stages = encoder_stages(cast(AutoencoderKL, vae), timestep) if has_stages(vae) else ()
     return Network(
+        "encode",
         vae,
         factor,
         lambda x: forward.encode(vae, x, None if steps is None else steps(x.device)),
@@ -127,6 +138,7 @@ def decoder(vae: nn.Module) -> Network:
     factor = forward.vae_scale_factor(vae)
     stages = decoder_stages(cast(AutoencoderKL, vae)) if has_stages(vae) else ()
     return Network(
+        "decode",
         vae,
         factor,
         lambda z: forward.decode(vae, z),
@@ -155,6 +167,7 @@ def unet(module: nn.Module, factor: int, timestep: Timestep, prompt_embeds: Tens
     """
     steps = on_devices(timestep)
     return Network(
+        "unet",
         module,
         factor,
         lambda z: forward.predict(module, z, steps(z.device), prompt_embeds),
@@ -292,6 +305,73 @@ def run_tiled(
         device=device,
         on_tile=on_tile,
     )
+
+
+def run(
+    network: Network,
+    x: Tensor,
+    tile: int,
+    overlap: int | None,
+    device: torch.device,
+    on_tile: tiles.TileCallback | None = None,
+    free_memory: Callable[[], None] | None = None,
+) -> Tensor:
+    """The network over one picture, fp32, where x lies; computed again in fp32 where a lower precision overflows.
+
+    Args:
+        network: what to run.
+        x: [1, C, h * read_scale, w * read_scale].
+        tile: side in pixels of the result, 0 for automatic.
+        overlap: pixels that blended tiles share; by default `DEFAULT_OVERLAP`.
+        device: where the network computes.
+        on_tile: called after every tile.
+        free_memory: called when memory ran out, before the next try with smaller tiles.
+
+    Raises:
+        TileMemoryError: memory ran out with the smallest tiles.
+        CheckpointError: the result is not finite even in fp32.
+    """
+    out = run_in_memory(network, x, tile, overlap, device, on_tile, free_memory)
+    if is_finite(out):
+        return out
+    if network.module_dtype != torch.float32:
+        logger.warning("The %s step overflowed in %s: running it again in fp32.", network.stage, network.module_dtype)
+        del out
+        wide = network.in_fp32()
+        with in_fp32(network.module):
+            out = run_in_memory(wide, x, tile, overlap, device, on_tile, free_memory)
+        if is_finite(out):
+            return out
+    raise CheckpointError(
+        f"The {network.stage} step gives NaN or infinity even in fp32: the weights are damaged; fetch them again."
+    )
+
+
+def run_in_memory(
+    network: Network,
+    x: Tensor,
+    tile: int,
+    overlap: int | None,
+    device: torch.device,
+    on_tile: tiles.TileCallback | None,
+    free_memory: Callable[[], None] | None,
+) -> Tensor:
+    """`run_tiled` in the tiles that `choose_tile` gives, or in smaller ones where memory runs out."""
+    height, width = x.shape[-2] // network.read_scale, x.shape[-1] // network.read_scale
+    shared = (DEFAULT_OVERLAP if overlap is None else overlap) // network.factor
+    first = choose_tile(network, height, width, tile, device)
+    memory = work_memory(device)
+
+    def attempt(side: int | None) -> Tensor:
+        # With smaller tiles than predicted, nothing beyond them fits: no budget for layers or batches.
+        return run_tiled(network, x, side, shared, on_tile, device, memory if side == first else 0)
+
+    return tiles.run_with_smaller_tiles(attempt, first, max(height, width), free_memory)
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether `x` holds no NaN and no infinity, without a copy of it: a sum shows either."""
+    return bool(x.sum().isfinite())
 
 
 def giving_back(on_tile: tiles.TileCallback | None) -> tiles.TileCallback:

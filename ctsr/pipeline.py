@@ -425,7 +425,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         embeds = self._prompt(prompt_embeds, latents[0].shape[0])
 
         def predict(z: Tensor, timestep: int, variant: str | None) -> Tensor:
-            prompts = [None] * len(z) if embeds is None else embeds.split(1)
+            prompts = [None if embeds is None else embeds[index : index + 1] for index in range(len(z))]
             each = [networks.unet(self.unet, self.vae_scale_factor, timestep, prompt) for prompt in prompts]
             with self._as_variant(variant):
                 return self._run(each, z, tile, tile_overlap, callback)

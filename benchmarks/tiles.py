@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.memory import narrow
 from ctsr.tiling import networks
-from ctsr.tiling.sd_vae import staged
+from ctsr.tiling.sd_vae import schedule
 from training.model.sd21 import SD21_VAE
 
 CPU = torch.device("cpu")
@@ -73,7 +73,7 @@ def main(
     whole = network.call(x)
     print(f"untiled: {time.perf_counter() - start:.1f} s; errors: mean, largest, mean of a channel; border; time")
     finest = max(network.stages, key=lambda stage: stage.scale)
-    layers = 4 * staged.layers_values(finest, (side // 8) ** 2)
+    layers = 4 * schedule.layers_values(finest, (side // 8) ** 2)
     naive = replace(network, stages=(), halo=None)
     for name, way, overlap, memory in (
         ("layers", network, 0, layers),

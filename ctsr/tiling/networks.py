@@ -2,7 +2,7 @@
 
 What a network needs for tiling is read from the model: one with a receptive radius (`encoder_halo`, `halo`,
 `decoder_halo`) is tiled by halo and crop, exactly. Stable Diffusion's autoencoder, which normalises over space, is
-run in `staged`'s ways. Tiles of any other, such as Stable Diffusion's UNet, are blended.
+run as `sd_vae.schedule` plans. Tiles of any other, such as Stable Diffusion's UNet, are blended.
 """
 
 import logging
@@ -20,7 +20,7 @@ from ..families import Timestep
 from ..models import forward
 from ..precision import in_fp32
 from . import heap, tiles
-from .sd_vae import staged
+from .sd_vae import schedule
 from .sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, on_devices, reach
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Network:
         halo: latents around a tile that its result depends on; None for one whose tiles are blended.
         align: latents that a tile's position and size must be multiples of.
         bytes_per_pixel: working memory a pixel of the picture, without input and output.
-        stages: the same network in stages, if it is one that `staged` runs.
+        stages: the same network in stages, if it is one that `sd_vae.schedule` runs.
         attends: every latent of a tile sees all others.
     """
 
@@ -240,7 +240,7 @@ def predicted_memory(
         return tiles.working_memory(height, width, network.bytes_per_cell)
     if network.stages:
         size = network.module_dtype.itemsize
-        return int(size * staged.working_values(network.stages, height, width, tile, memory / size))
+        return int(size * schedule.working_values(network.stages, height, width, tile, memory / size))
     side = tile + 2 * (network.halo or 0)
     one = tiles.working_memory(min(side, height), min(side, width), network.bytes_per_cell)
     return one * tiles_at_once(network, height, width, tile, memory, device)
@@ -254,7 +254,7 @@ def describe_tiles(network: Network, height: int, width: int, tile: int | None, 
     if network.halo is None:
         return f"{pixels} (blended)"
     if network.stages:
-        groups = staged.plan(network.stages, height, width, tile, memory / network.module_dtype.itemsize)
+        groups = schedule.plan(network.stages, height, width, tile, memory / network.module_dtype.itemsize)
         if not {"tiles", "windows"} & {group.way for group in groups}:
             return "untiled, in layers"
         return f"{pixels} (normalised as one picture)"
@@ -273,7 +273,7 @@ def run_tiled(
     """The network over the whole of `x`, fp32, where x lies: tile by tile, so that x may be larger than the device.
 
     Args:
-        network: what to run; see `staged`, `tiles.halo_tiled` and `tiles.overlap_tiled` for what the tiles equal.
+        network: what to run; see `sd_vae`, `tiles.halo_tiled` and `tiles.overlap_tiled` for what the tiles equal.
         x: [B, C, h * read_scale, w * read_scale].
         tile: side in latents, None for untiled.
         overlap: latents that blended tiles share, at most half a tile.
@@ -289,7 +289,7 @@ def run_tiled(
     if network.stages and tile is not None:
         wake(network.module)
         values = memory / network.module_dtype.itemsize
-        return staged.run(network.stages, x, tile, values, device, on_tile)
+        return schedule.run(network.stages, x, tile, values, device, on_tile)
     if network.halo is None:
         shared = min(overlap, tile // 2) if tile else 0
         batch = tiles_at_once(network, *tiles.cells(x, network.read_scale), tile, memory, device)

@@ -10,7 +10,7 @@ Two ways of tiling, by what the network does:
   OSEDiff's latent tiling (github.com/cswry/OSEDiff, Apache-2.0); ours has symmetric weights and cannot loop for ever.
 
 Stable Diffusion's autoencoder normalises too, but its GroupNorms can be given the whole picture's statistics: see
-`staged`. The size of a tile depends on the picture and on the machine's total memory only, never on what ran before.
+`sd_vae`. The size of a tile depends on the picture and on the machine's total memory only, never on what ran before.
 
 The result lies where the input lies, and is filled tile by tile: a network on a GPU never holds a whole picture there.
 """

@@ -1,7 +1,8 @@
 """Stable Diffusion's autoencoder as two chains of stages, each at one resolution.
 
-A chain computes what `AutoencoderKL.encode(...).latent_dist.mode()` or `.decode(...).sample` does, by the same modules;
-`staged` runs it over pictures of any size.
+A chain computes what `AutoencoderKL.encode(...).latent_dist.mode()` or `.decode(...).sample` does, by the same layers.
+The forward of resnets and of the middle block is written out here, so that whoever runs a stage decides how its
+GroupNorms are computed.
 """
 
 import functools
@@ -12,6 +13,8 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_blocks import UNetMidBlock2D
 from torch import Tensor, nn
 
 from ...families import Timestep
@@ -19,7 +22,16 @@ from ...models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL, steps_of
 from ...models.forward import vae_scale_factor
 
 BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+ATTENTION_SCORES = 2**27
+"""Scores of attention at a time, for devices where torch has no implementation that keeps none."""
 Modules = tuple[nn.Module, ...]
+Normalise = Callable[[nn.GroupNorm, Tensor], Tensor]
+"""Computes a GroupNorm of [B, C, h, w]."""
+
+
+def by_itself(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    """GroupNorm by the statistics of its argument, as ever."""
+    return norm(x)
 
 
 class Mode(nn.Module):
@@ -49,11 +61,11 @@ class Stage:
     write_scale: int
     embed: Callable[[Tensor], Tensor | None]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, normalise: Normalise = by_itself) -> Tensor:
         """[B, C, h * read_scale, w * read_scale] -> [B, C', h * write_scale, w * write_scale]."""
         emb = self.embed(x)
         for module in (*self.before, *self.resnets, *self.after):
-            x = module(x, emb) if takes_embedding(module) else module(x)
+            x = forward(module, x, emb, normalise)
         return x
 
     @property
@@ -90,6 +102,66 @@ class Stage:
 
 
 Stages = tuple[Stage, ...]
+
+
+def run_stages(stages: Stages, x: Tensor, normalise: Normalise = by_itself) -> Tensor:
+    """Stages one after the other, in the dtype of their weights."""
+    dtype = next(stages[0].resnets[0].parameters()).dtype
+    x = x.to(dtype).contiguous(memory_format=torch.channels_last)
+    for stage in stages:
+        x = stage(x, normalise)
+    return x
+
+
+def forward(module: nn.Module, x: Tensor, emb: Tensor | None, normalise: Normalise) -> Tensor:
+    """A module of a stage."""
+    if isinstance(module, nn.GroupNorm):
+        return normalise(module, x)
+    if isinstance(module, ResnetBlock2D):
+        return resnet(module, x, emb, normalise)
+    if isinstance(module, UNetMidBlock2D):
+        return middle_block(module, x, emb, normalise)
+    return module(x)
+
+
+def middle_block(block: Any, x: Tensor, emb: Tensor | None, normalise: Normalise) -> Tensor:
+    """Resnets with attention between them."""
+    x = resnet(block.resnets[0], x, emb, normalise)
+    for attention, following in zip(block.attentions, block.resnets[1:], strict=True):
+        if attention is not None:
+            x = attend(attention, x, normalise)
+        x = resnet(following, x, emb, normalise)
+    return x
+
+
+def resnet(block: Any, x: Tensor, emb: Tensor | None, normalise: Normalise) -> Tensor:
+    """[B, C, h, w] -> [B, C', h, w]."""
+    h = block.conv1(block.nonlinearity(normalise(block.norm1, x)))
+    h = modulate(block, normalise(block.norm2, h), emb)
+    h = block.conv2(block.nonlinearity(h))
+    shortcut = x if block.conv_shortcut is None else block.conv_shortcut(x)
+    return (shortcut + h) / block.output_scale_factor
+
+
+def modulate(block: Any, h: Tensor, emb: Tensor | None) -> Tensor:
+    """h * (1 + scale) + shift by the time embedding, where there is one."""
+    if emb is None or block.time_emb_proj is None:
+        return h
+    scale, shift = block.time_emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
+    return h * (1 + scale) + shift
+
+
+def attend(attention: Any, x: Tensor, normalise: Normalise) -> Tensor:
+    """Attention of every sample to all others, by SDPA; queries go in chunks of at most `ATTENTION_SCORES` scores."""
+    tokens = normalise(attention.group_norm, x).flatten(2).mT
+    query, key, value = (
+        project(tokens).unflatten(2, (attention.heads, -1)).transpose(1, 2)
+        for project in (attention.to_q, attention.to_k, attention.to_v)
+    )
+    chunks = query.split(max(1, ATTENTION_SCORES // key.shape[-2]), dim=-2)
+    h = torch.cat([F.scaled_dot_product_attention(chunk, key, value) for chunk in chunks], dim=-2)
+    h = attention.to_out[0](h.transpose(1, 2).flatten(2))
+    return (h.mT.unflatten(2, x.shape[-2:]) + x) / attention.rescale_output_factor
 
 
 def reach(stages: Stages) -> int:
@@ -172,8 +244,3 @@ def on_devices(timestep: Timestep) -> Callable[[torch.device], Tensor]:
         return torch.as_tensor(timestep, device=device)
 
     return on
-
-
-def takes_embedding(module: nn.Module) -> bool:
-    """Whether it is a resnet or a middle block."""
-    return hasattr(module, "resnets") or hasattr(module, "time_emb_proj")

@@ -1,7 +1,7 @@
 """A stage over a whole picture, layer by layer: exact statistics for every GroupNorm, in little more than two buffers.
 
-A layer goes over the picture tile by tile. What it leaves is kept whole, and when the next layer begins its statistics
-are those of the picture. Half a resnet is a layer, so two activations are kept, besides the stage's input. The module
+A layer goes over the picture tile by tile. Its result is kept whole, so the statistics of the next GroupNorm are known
+when the next layer begins. Half a resnet is a layer: two activations are kept, besides the stage's input. The module
 before the first resnet, whose result is wider than all others, is computed twice instead.
 """
 
@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ..tiles import Sink, Span, move, plan_halo
-from .group_norm import Moments, SharedGroupNorm, measure, pool
-from .stages import Modules, Stage
+from .stages import Modules, Stage, forward, modulate
+from .statistics import Moments, measure, normalise, pool
 
 TILE = 128
 """Samples of the coarser grid."""
@@ -112,8 +112,7 @@ class Layers:
 
         def layer(tile: Tile) -> Moments:
             source = self.source(tile)
-            with SharedGroupNorm([moments]):
-                y = core(resnet.conv1(resnet.nonlinearity(resnet.norm1(source))), tile, FINE)
+            y = core(resnet.conv1(resnet.nonlinearity(normalise(resnet.norm1, source, moments))), tile, FINE)
             hidden[write(tile, FINE)] = y
             if changed:
                 inner = core(source, tile, FINE)
@@ -130,8 +129,7 @@ class Layers:
         emb = self.stage.embed(self.hidden)
 
         def layer(tile: Tile) -> Moments:
-            with SharedGroupNorm([moments]):
-                h = modulate(resnet, resnet.norm2(self.hidden[read(tile, FINE)]), emb)
+            h = modulate(resnet, normalise(resnet.norm2, self.hidden[read(tile, FINE)], moments), emb)
             h = core(resnet.conv2(resnet.nonlinearity(h)), tile, FINE)
             place = write(tile, FINE)
             self.x[place] = (self.x[place] + h) / resnet.output_scale_factor
@@ -148,9 +146,8 @@ class Layers:
 
         def layer(tile: Tile) -> Moments:
             y = self.source(tile)
-            with SharedGroupNorm([moments]):
-                for module in self.stage.after:
-                    y = module(y)
+            for module in self.stage.after:
+                y = forward(module, y, None, lambda norm, x: normalise(norm, x, moments))
             sink.write(write(tile, self.write_factor), core(y, tile, self.write_factor))
             return moments
 
@@ -176,14 +173,6 @@ class Layers:
         """Room for an activation of the whole picture."""
         shape = (1, channels, self.height * FINE, self.width * FINE)
         return torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
-
-
-def modulate(resnet: Any, h: Tensor, emb: Tensor | None) -> Tensor:
-    """h * (1 + scale) + shift by the time embedding, where there is one."""
-    if emb is None or resnet.time_emb_proj is None:
-        return h
-    scale, shift = resnet.time_emb_proj(emb)[:, :, None, None].chunk(2, dim=1)
-    return h * (1 + scale) + shift
 
 
 def read(tile: Tile, factor: int) -> tuple[Any, ...]:

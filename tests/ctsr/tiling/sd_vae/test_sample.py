@@ -4,42 +4,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from ctsr.tiling.sd_vae.sampling import Crop, Design, calibrate, features, features_of_whole, plan_crops, spread
+from ctsr.tiling.sd_vae.sample import calibrate, crop_weights, features, features_of_whole, plan_crops, spread
 
-DESIGN = Design(side=8, margin=1, share=1 / 8, most=2048)
-SIZES = [(1, 1), (3, 40), (8, 8), (9, 8), (31, 57), (128, 128), (270, 480)]
-
-
-def crops_of(batches: list[list[Crop]]) -> list[Crop]:
-    return [crop for batch in batches for crop in batch]
+SIDE, MARGIN, AREA = 8, 1, 6000
+SIZES = [(1, 1), (3, 40), (8, 8), (9, 8), (31, 57), (128, 128), (270, 480), (4096, 64)]
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_crops_lie_in_the_picture_and_are_of_one_size(height: int, width: int):
-    batches = plan_crops(height, width, DESIGN, 600)
-    for crop in crops_of(batches):
+    crops = plan_crops(height, width, SIDE, MARGIN, AREA)
+    for crop in crops:
         for side, part, length in zip(crop.box, crop.counted, (height, width), strict=True):
             assert 0 <= side.start < side.stop <= length
-            assert side.stop - side.start == min(8, length)
+            assert side.stop - side.start == min(SIDE, length)
             assert 0 <= part.start < part.stop <= side.stop - side.start
             assert (part.start == 0) == (side.start == 0)  # the picture's own border, or a margin
             assert (part.stop == side.stop - side.start) == (side.stop == length)
-    assert max(map(len, batches)) * min(8, height) * min(8, width) <= max(600, 64)
-    assert max(map(len, batches)) - min(map(len, batches)) <= 1
-    assert plan_crops(height, width, DESIGN, 600) == batches
+    assert len(crops) * min(SIDE, height) * min(SIDE, width) <= AREA
+    assert plan_crops(height, width, SIDE, MARGIN, AREA) == crops
 
 
-@pytest.mark.parametrize(("height", "width"), [(128, 128), (270, 480), (60, 200)])
-def test_the_share_is_measured_and_every_batch_is_spread(height: int, width: int):
-    batches = plan_crops(height, width, DESIGN, 600)
-    assert len(crops_of(batches)) * 36 / (height * width) == pytest.approx(1 / 8, rel=0.15)
-    for batch in batches:
-        assert min(crop.box[0].start for crop in batch) < height / 2 < max(crop.box[0].stop for crop in batch)
-        assert min(crop.box[1].start for crop in batch) < width / 2 < max(crop.box[1].stop for crop in batch)
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (270, 480), (60, 200), (4096, 4096)])
+def test_the_area_is_used_from_border_to_border(height: int, width: int):
+    crops = plan_crops(height, width, SIDE, MARGIN, AREA)
+    assert len(crops) * SIDE**2 > 0.75 * AREA
+    for axis, length in enumerate((height, width)):
+        assert min(crop.box[axis].start for crop in crops) == 0
+        assert max(crop.box[axis].stop for crop in crops) == length
 
 
-def test_the_sample_of_a_huge_picture_is_bounded():
-    assert len(crops_of(plan_crops(4096, 4096, DESIGN, 6000))) <= 1.05 * DESIGN.most
+def test_there_is_always_a_crop():
+    assert len(plan_crops(100, 100, SIDE, MARGIN, 1)) == 1
 
 
 def test_spread_reaches_both_borders():
@@ -72,6 +67,12 @@ def test_weights_restore_the_picture_s_mixture():
     assert weights.mean() == pytest.approx(1)
     assert weights[4:].sum() / weights.sum() == pytest.approx(0.25, abs=0.06)
     assert weights.min() > 0
+
+
+def test_crops_of_a_picture_get_weights_that_are_1_on_average():
+    weights = crop_weights(kinds(96, 32)[None], 1, plan_crops(16, 128, SIDE, MARGIN, 1000))
+    assert sum(weights) / len(weights) == pytest.approx(1)
+    assert max(weights) > 1.1 * min(weights)
 
 
 def test_a_sample_that_is_like_the_picture_keeps_even_weights():

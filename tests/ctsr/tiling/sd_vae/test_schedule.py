@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from benchmarks.tiles import border_energy
 from ctsr import TimeAwareAutoencoderKL
 from ctsr.tiling import networks, tiles
-from ctsr.tiling.sd_vae import layerwise, staged
-from ctsr.tiling.sd_vae.group_norm import MeasuringGroupNorm, Moments, SharedGroupNorm, Statistics
-from ctsr.tiling.sd_vae.sampling import Sample
-from ctsr.tiling.sd_vae.stages import decoder_stages, encoder_stages, has_stages, reach
+from ctsr.tiling.sd_vae import layer_by_layer, part_by_part, schedule, stages
+from ctsr.tiling.sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, reach, run_stages
+from ctsr.tiling.sd_vae.statistics import GivenStatistics, Moments, Statistics, Survey
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH, TILE = 24, 40, 16
@@ -44,7 +43,7 @@ def double(vae) -> TimeAwareAutoencoderKL:
 @pytest.fixture(autouse=True)
 def small_layers(monkeypatch):
     """Layers in tiles of 32 samples, so that tiny pictures have several."""
-    monkeypatch.setattr(layerwise, "TILE", 16)
+    monkeypatch.setattr(layer_by_layer, "TILE", 16)
     with torch.no_grad():
         yield
 
@@ -71,7 +70,7 @@ def every(vae: TimeAwareAutoencoderKL) -> list[networks.Network]:
 def memory_for(network: networks.Network, way: str) -> float:
     """Bytes with which the stage at full resolution runs in `way`, one of two."""
     finest = max(network.stages, key=lambda stage: stage.scale)
-    return staged.layers_values(finest, HEIGHT * WIDTH) * network.module_dtype.itemsize if way == "layers" else 0
+    return schedule.layers_values(finest, HEIGHT * WIDTH) * network.module_dtype.itemsize if way == "layers" else 0
 
 
 def naive(network: networks.Network, x: Tensor) -> Tensor:
@@ -96,7 +95,7 @@ def test_like_untiled_where_layers_fit_and_naive_tiling_is_not(double, latents, 
     network, x = every(double)[index], latents.double() if index == 0 else picture.double()
     whole, pitch = network.call(x), TILE * network.write_scale
     memory = memory_for(network, "layers")
-    ways = {group.way for group in staged.plan(network.stages, HEIGHT, WIDTH, TILE, memory / 8)}
+    ways = {group.way for group in schedule.plan(network.stages, HEIGHT, WIDTH, TILE, memory / 8)}
     assert ways == {"whole", "layers"}
     y = networks.run_tiled(network, x, TILE, 0, None, CPU, memory)
     torch.testing.assert_close(y, whole.float(), rtol=0, atol=1e-6)
@@ -109,84 +108,83 @@ def test_like_untiled_where_nothing_fits(vae, latents, picture, index):
     network, x = every(vae)[index], latents if index == 0 else picture
     whole = network.call(x)
     y = networks.run_tiled(network, x, TILE, 0, None, CPU, 0)
-    assert any(group.way == "tiles" for group in staged.plan(network.stages, HEIGHT, WIDTH, TILE, 0))
+    assert any(group.way == "tiles" for group in schedule.plan(network.stages, HEIGHT, WIDTH, TILE, 0))
     assert violated(y, whole, TILE * network.write_scale) == set()
 
 
 @pytest.mark.parametrize("index", range(3), ids=["decoder", "encoder", "time-aware encoder"])
-def test_a_survey_s_statistics_are_the_whole_picture_s(vae, latents, picture, index):
+def test_corrected_statistics_are_the_whole_picture_s(vae, latents, picture, index):
     """Five times closer than the sample's, over two stages."""
-    network, cells, box = every(vae)[index], (HEIGHT, WIDTH), (slice(0, HEIGHT), slice(0, WIDTH))
-    groups = staged.plan(network.stages, *cells, 8, 0)
+    network, cells = every(vae)[index], (HEIGHT, WIDTH)
+    groups = schedule.plan(network.stages, *cells, 8, 0)
     place = [group.way for group in groups].index("tiles")
     x = latents if index == 0 else picture
     for before in groups[:place]:
-        x = before(x)
-    group, whole = groups[place], []
-    assert len(group.stages) > 1
-    with MeasuringGroupNorm(whole, cells, [(box, 1)]):
-        group(x)
-    sample = Sample(x, group.stages[0].read_scale, staged.sample_of(group, *cells, 8), CPU)
-    sampled, _ = sample.estimate(group, lambda: None)
-    surveyed = staged.whole_statistics(group, x, cells, 8, CPU, lambda: None)
-    assert len(surveyed) == len(whole)
-    assert distance(surveyed, whole) < 0.2 * distance(sampled, whole)
+        x = run_stages(before.stages, x)
+    tiled = groups[place].stages
+    assert len(tiled) > 1
+    whole = survey_whole(tiled, x)
+
+    parts = part_by_part.in_tiles(8, reach(tiled))
+    corrected = part_by_part.whole_statistics(tiled, x, parts, CPU, lambda: None)
+    assert corrected.keys() == whole.keys()
+    assert distance(corrected, whole) < 0.2 * distance(sampled(tiled, x, parts), whole)
+
+
+def survey_whole(network: Stages, x: Tensor) -> Statistics:
+    """The statistics of the network run untiled."""
+    box = (slice(0, HEIGHT), slice(0, WIDTH))
+    survey = Survey((HEIGHT, WIDTH), [(box, 1)], lambda _, met: met)
+    run_stages(network, x, survey)
+    return survey.met
+
+
+def sampled(network: Stages, x: Tensor, parts: part_by_part.Parts) -> Statistics:
+    """The sample's statistics alone: under a survey that finds what the sample did, nothing is corrected."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(part_by_part, "survey_picture", lambda stages, x, parts, given, device, step: given)
+        return part_by_part.whole_statistics(network, x, parts, CPU, lambda: None)
 
 
 def distance(statistics: Statistics, whole: Statistics) -> float:
     """Mean error of means and deviations, in deviations."""
     errors = [
         ((a.mean - b.mean).abs() + (a.var.sqrt() - b.var.sqrt()).abs()) / b.var.sqrt()
-        for a, b in zip(statistics, whole, strict=True)
+        for a, b in ((statistics[norm], whole[norm]) for norm in whole)
     ]
     return float(torch.cat(errors).mean())
 
 
 def test_tiles_are_exact_given_the_statistics(vae, latents):
     """And so cannot have seams: the halo is the receptive field."""
-    stages = decoder_stages(vae)
-    x = stages[0](latents)
-    group = staged.Group("tiles", stages[1:])
-    given = fixed_statistics(group, x)
-    with SharedGroupNorm(given):
-        whole = group(x)
-
-    def local(part: Tensor) -> Tensor:
-        with SharedGroupNorm(given):
-            return group(part)
-
-    y = tiles.halo_tiled(local, x, TILE, reach(group.stages), write_scale=8)
+    first, *others = decoder_stages(vae)
+    x, local = first(latents), with_fixed_statistics(tuple(others))
+    whole = local(x)
+    y = tiles.halo_tiled(local, x, TILE, reach(tuple(others)), write_scale=8)
     torch.testing.assert_close(y, whole, rtol=0, atol=1e-5 * whole.std().item())
 
 
-def fixed_statistics(network: Callable[[Tensor], Tensor], x: Tensor) -> list[Moments]:
-    """Means of 0 and variances of 1, as many as the network has norms of."""
-    statistics = [Moments(1, torch.zeros(8), torch.ones(8)) for _ in range(100)]
-    mode = SharedGroupNorm(statistics)
-    with mode:
-        network(x)
-    return statistics[: mode.calls]
+def with_fixed_statistics(network: Stages) -> Callable[[Tensor], Tensor]:
+    """The network whose GroupNorms take the mean for 0 and the variance for 1."""
+    modules = [part for stage in network for part in (*stage.before, *stage.resnets, *stage.after)]
+    norms = [norm for part in modules for norm in part.modules() if isinstance(norm, nn.GroupNorm)]
+    given = GivenStatistics({norm: Moments(1, torch.zeros(8), torch.ones(8)) for norm in norms})
+    return lambda x: run_stages(network, x, given)
 
 
 @pytest.mark.parametrize("part", ["decoder", "encoder"])
 def test_reach_is_the_receptive_field(double, part):
     """In float64: a change just within reach of a cell is seen in it, one cell further is not."""
-    stages = decoder_stages(double)[1:] if part == "decoder" else encoder_stages(double, None)[:-1]
-    group, cell, read, write = staged.Group("tiles", stages), 20, stages[0].read_scale, stages[-1].write_scale
-    channels = stages[0].input_width
-    x = torch.zeros(1, channels, 8 * read, 48 * read, dtype=torch.float64)
-    given = fixed_statistics(group, x)
+    network = decoder_stages(double)[1:] if part == "decoder" else encoder_stages(double, None)[:-1]
+    local, cell, read, write = with_fixed_statistics(network), 20, network[0].read_scale, network[-1].write_scale
+    x = torch.zeros(1, network[0].input_width, 8 * read, 48 * read, dtype=torch.float64)
     seen: list[bool] = []
-    for distance in (reach(stages), reach(stages) + 1):
+    for distance in (reach(network), reach(network) + 1):
         changed = x.clone()
         changed[..., (cell + distance) * read : (cell + distance + 1) * read] = 1
         changed[..., (cell - distance) * read : (cell - distance + 1) * read] = 1
-        with SharedGroupNorm(given):
-            before = group(x)
-        with SharedGroupNorm(given):
-            after = group(changed)
         inside = slice(cell * write, (cell + 1) * write)
-        seen.append(bool((after - before)[..., inside].abs().max() > 0))
+        seen.append(bool((local(changed) - local(x))[..., inside].abs().max() > 0))
     assert seen == [True, False]
 
 
@@ -217,17 +215,17 @@ def test_other_autoencoders_have_no_stages(tiny_mini):
 
 def test_ways_are_the_more_exact_the_more_memory(vae):
     for stage in decoder_stages(vae)[1:]:
-        held, kept = staged.work(stage, 10_000), staged.layers_values(stage, 10_000)
+        held, kept = schedule.work(stage, 10_000), schedule.layers_values(stage, 10_000)
         assert kept < held
-        assert staged.choose_way(stage, 10_000, held, 0) == "whole"
-        assert staged.choose_way(stage, 10_000, held - 1, kept) == "layers"
-        assert staged.choose_way(stage, 10_000, held - 1, kept - 1) == "tiles"
+        assert schedule.choose_way(stage, 10_000, held, 0) == "whole"
+        assert schedule.choose_way(stage, 10_000, held - 1, kept) == "layers"
+        assert schedule.choose_way(stage, 10_000, held - 1, kept - 1) == "tiles"
 
 
 def test_attention_sees_the_whole_up_to_its_limit_whatever_the_memory(vae):
     first = decoder_stages(vae)[0]
-    assert staged.choose_way(first, staged.WHOLE_CELLS, 0, 0) == "whole"
-    assert staged.choose_way(first, staged.WHOLE_CELLS + 1, 1e15, 1e15) == "windows"
+    assert schedule.choose_way(first, schedule.WHOLE_CELLS, 0, 0) == "whole"
+    assert schedule.choose_way(first, schedule.WHOLE_CELLS + 1, 1e15, 1e15) == "windows"
 
 
 def test_predicted_memory_keeps_to_the_budget_and_stops_growing(vae):
@@ -245,9 +243,10 @@ def test_predicted_memory_keeps_to_the_budget_and_stops_growing(vae):
 
 def test_windows_have_no_seam(vae, latents, monkeypatch):
     """Each attends to itself, so the result is not the untiled one; naive tiles are further off."""
-    for name, value in {"WHOLE_CELLS": 100, "WINDOW": 24, "WINDOW_OVERLAP": 8}.items():
-        monkeypatch.setattr(staged, name, value)
-    monkeypatch.setattr(staged, "WINDOWS_SAMPLE", replace(staged.WINDOWS_SAMPLE, side=16, margin=2))
+    monkeypatch.setattr(schedule, "WHOLE_CELLS", 100)
+    parts = {"WINDOW": 24, "WINDOW_OVERLAP": 8, "WINDOWS": part_by_part.Parts(16, 4, crop=16, margin=2)}
+    for name, value in parts.items():
+        monkeypatch.setattr(part_by_part, name, value)
     network = networks.decoder(vae)
     whole = network.call(latents)
     y = networks.run_tiled(network, latents, TILE, 0, None, CPU, memory_for(network, "layers"))
@@ -255,22 +254,12 @@ def test_windows_have_no_seam(vae, latents, monkeypatch):
     assert abs(border_energy(y, whole, 8) - 1) <= 0.02
 
 
-def test_attention_in_chunks_is_the_same(monkeypatch):
-    query, key, value = torch.randn(3, 1, 2, 50, 16, generator=torch.Generator().manual_seed(0))
-    expected, sizes = nn.functional.scaled_dot_product_attention(query, key, value), []
-    monkeypatch.setattr(staged, "ATTENTION_SCORES", 50 * 8)
-    with staged.ChunkedAttention():
-        assert torch.allclose(nn.functional.scaled_dot_product_attention(query, key, value), expected, atol=1e-6)
-
-    class Seen(torch.overrides.TorchFunctionMode):
-        def __torch_function__(self, func, types, args=(), kwargs=None):
-            if func is nn.functional.scaled_dot_product_attention:
-                sizes.append(args[0].shape[-2])
-            return func(*args, **kwargs or {})
-
-    with Seen(), staged.ChunkedAttention():
-        nn.functional.scaled_dot_product_attention(query, key, value)
-    assert sizes == [8] * 6 + [2]
+def test_stages_are_the_autoencoder_also_with_attention_in_chunks(double, latents, picture, monkeypatch):
+    for scores in (2**27, 50 * 8):
+        monkeypatch.setattr(stages, "ATTENTION_SCORES", scores)
+        for network, x in zip(every(double), (latents, picture, picture), strict=True):
+            expected = network.call(x.double())
+            torch.testing.assert_close(run_stages(network.stages, x.double()), expected, rtol=1e-9, atol=1e-9)
 
 
 # ------------------------------------------------------------------------------- determinism, progress, offloading

@@ -1,0 +1,182 @@
+"""How Stable Diffusion's autoencoder is run over a picture of any size: the plan, its memory, and the run.
+
+Each stage runs in the first of these ways that the memory allows:
+
+- whole, if that takes no more memory than the network takes on one tile;
+- layer by layer, if two activations of the whole picture fit: the same result;
+- in tiles, whose GroupNorms are given statistics of the whole picture: memory does not grow with the picture.
+
+A stage with attention is run whole up to `WHOLE_CELLS`. Beyond, it is run in blended windows, each of which attends to
+itself: a cell sees at least the `part_by_part.WINDOW_OVERLAP` / 2 cells around it.
+
+Errors of SD 2.1's decoder at 1024x1024 against the untiled result (benchmarks/README.md): layer by layer mean .015/255,
+largest .37/255; in tiles .042/255 and .61/255.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .. import tiles
+from . import layer_by_layer, part_by_part
+from .stages import Stage, Stages, reach, run_stages
+
+Way = Literal["whole", "layers", "windows", "tiles"]
+
+WHOLE_CELLS = 256**2
+"""Cells up to which attention sees the whole picture, 2048x2048 pixels."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Stages that follow each other and run in one way."""
+
+    way: Way
+    stages: Stages
+
+
+def run(
+    stages: Stages,
+    x: Tensor,
+    tile: int,
+    memory: float,
+    device: torch.device,
+    on_tile: tiles.TileCallback | None = None,
+) -> Tensor:
+    """The network's result for pictures, one after the other.
+
+    Args:
+        stages: the network.
+        x: [B, C, h * read_scale, w * read_scale], anywhere.
+        tile: side of a tile in cells, for stages that are tiled.
+        memory: values that a stage may hold when it is run by layers.
+        device: where the network computes.
+        on_tile: called after every tile of every layer, survey and result, and after every run of a sample.
+
+    Returns:
+        [B, C', h * write_scale, w * write_scale] fp32 where x lies.
+    """
+    cells = tiles.cells(x, stages[0].read_scale)
+    groups = plan(stages, *cells, tile, memory)
+    step = Steps(len(x) * sum(count(group, *cells, tile) for group in groups), on_tile)
+    results: list[Tensor] = []
+    for y in x.chunk(len(x)):
+        for group in groups:
+            last = group is groups[-1]
+            kept = not last and group.way in ("whole", "layers")  # small enough for the device
+            y = run_group(group, y, tile, device, device if kept else x.device, step)
+        results.append(y.float())
+    return torch.cat(results) if len(results) > 1 else results[0]
+
+
+def run_group(
+    group: Group, x: Tensor, tile: int, device: torch.device, out_device: torch.device, step: Callable[..., None]
+) -> Tensor:
+    """The result of a group over one picture, on `out_device`."""
+    if group.way == "layers":
+        for stage in group.stages:
+            end = stage is group.stages[-1]
+            x = layer_by_layer.run(stage, x, device, step, out_device=out_device if end else device)
+        return x
+    if group.way == "windows":
+        return part_by_part.run_windows(group.stages, x, device, out_device, step)
+    if group.way == "tiles":
+        return part_by_part.run_tiles(group.stages, x, tile, device, out_device, step)
+    y = run_stages(group.stages, x.to(device)).to(out_device)
+    step()
+    return y
+
+
+class Steps:
+    """Counts steps and tells `on_tile`."""
+
+    def __init__(self, total: int, on_tile: tiles.TileCallback | None):
+        self.done, self.total, self.on_tile = 0, total, on_tile
+
+    def __call__(self, *_: int) -> None:
+        self.done += 1
+        if self.on_tile is not None:
+            self.on_tile(self.done, self.total)
+
+
+def plan(stages: Stages, height: int, width: int, tile: int, memory: float) -> list[Group]:
+    """How a network is run over height x width cells."""
+    one_tile = max(work(stage, tile**2) for stage in stages)
+
+    def way(stage: Stage) -> Way:
+        return choose_way(stage, height * width, one_tile, memory)
+
+    return [Group(way, tuple(members)) for way, members in groupby(stages, key=way)]
+
+
+def choose_way(stage: Stage, cells: int, one_tile: float, memory: float) -> Way:
+    """How a stage is run over so many cells.
+
+    Args:
+        stage: one of a network.
+        cells: of the picture.
+        one_tile: values that it may hold when it is run whole.
+        memory: values that it may hold when it is run by layers.
+    """
+    if stage.scale == 1:
+        return "whole" if cells <= WHOLE_CELLS else "windows"
+    if work(stage, cells) <= one_tile:
+        return "whole"
+    return "layers" if layers_values(stage, cells) <= memory else "tiles"
+
+
+def work(stage: Stage, cells: float) -> float:
+    """Values that a stage holds while it runs on so many cells at once, measured (benchmarks/memory.py)."""
+    before = 3 * stage.width  # input, normalised, activated
+    inside = stage.width + 3.5 * stage.result_width  # input, hidden, normalised, scaled and shifted
+    attention = 6 * stage.width if stage.scale == 1 else 0  # input, normalised, query, key, value, result
+    return max(before, inside, attention) * stage.scale**2 * cells
+
+
+def working_values(stages: Stages, height: int, width: int, tile: int, memory: float) -> float:
+    """Values that a network is predicted to hold at its peak over height x width cells, on the device."""
+    groups = plan(stages, height, width, tile, memory)
+    held = [0, *(height * width * kept_on_device(group) for group in groups)]
+    return max(group_values(group, height, width, tile) + given for group, given in zip(groups, held, strict=False))
+
+
+def kept_on_device(group: Group) -> int:
+    """Values a cell that a group leaves on the device for the next."""
+    last = group.stages[-1]
+    return last.result_width * last.write_scale**2 if group.way in ("whole", "layers") else 0
+
+
+def group_values(group: Group, height: int, width: int, tile: int) -> float:
+    """The same for one group of its plan."""
+    cells = height * width
+    if group.way == "layers":
+        return max(layers_values(stage, cells) for stage in group.stages)
+    if group.way == "whole":
+        side = max(height, width)
+    elif group.way == "windows":
+        side = part_by_part.WINDOW
+    else:
+        side = tile + 2 * reach(group.stages)
+    read = min(side, height) * min(side, width)
+    return max(work(stage, read) for stage in group.stages)
+
+
+def layers_values(stage: Stage, cells: int) -> float:
+    """Values that a stage holds when it runs by layers."""
+    tile = min(cells, (layer_by_layer.longest_read() / stage.scale) ** 2)
+    return layer_by_layer.kept_values(stage) * cells + work(stage, tile)
+
+
+def count(group: Group, height: int, width: int, tile: int) -> int:
+    """How many steps a group takes over height x width cells."""
+    if group.way == "whole":
+        return 1
+    if group.way == "layers":
+        return sum(layer_by_layer.count(stage, height, width) for stage in group.stages)
+    if group.way == "windows":
+        return part_by_part.count_windows(height, width)
+    return part_by_part.count_tiles(height, width, tile, reach(group.stages))

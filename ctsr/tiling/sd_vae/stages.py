@@ -153,7 +153,7 @@ def modulate(block: Any, h: Tensor, emb: Tensor | None) -> Tensor:
 
 def attend(attention: Any, x: Tensor, normalise: Normalise) -> Tensor:
     """Attention of every sample to all others, by SDPA; queries go in chunks of at most `ATTENTION_SCORES` scores."""
-    tokens = normalise(attention.group_norm, x).flatten(2).mT
+    tokens = normalise(attention.group_norm, x.contiguous()).flatten(2).mT  # as diffusers lays it out: the same bits
     query, key, value = (
         project(tokens).unflatten(2, (attention.heads, -1)).transpose(1, 2)
         for project in (attention.to_q, attention.to_k, attention.to_v)

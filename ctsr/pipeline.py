@@ -126,6 +126,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         encoder_timesteps: overrides the family's tau_e, one for each encode.
         color_fix: what `__call__` does when it is not told: "none", "wavelet" or "adain".
         unet_variant: what makes the UNet its other variant, for families with two (PiSA-SR).
+        time_aware_unet: the UNet is told the encoder's timestep instead of the family's own.
         about: what a person should know of a converted checkpoint, by name: source, licence and the like.
     """
 
@@ -148,6 +149,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         color_fix: str = "wavelet",
         unet_variant: LoraVariant | None = None,
         about: dict[str, str] | None = None,
+        time_aware_unet: bool = False,
     ):
         super().__init__()
         base: Any = self  # diffusers leaves the arguments of these two without types
@@ -158,6 +160,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             encoder_timesteps=encoder_timesteps,
             color_fix=color_fix,
             about=about,
+            time_aware_unet=time_aware_unet,
         )
         if self.family.variants and unet_variant is None:
             raise ValueError(f"Family {family!r} runs its UNet in two variants: pass unet_variant.")
@@ -312,6 +315,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             family = replace(family, parameterization=cast(Parameterization, parameterization))
         if (timesteps := self.config["encoder_timesteps"]) is not None:
             family = replace(family, encoder_timesteps=tuple(timesteps))
+        if self.config["time_aware_unet"]:
+            family = replace(family, unet_timesteps=None)
         return family
 
     @property

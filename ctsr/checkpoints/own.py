@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, CTSRError, first_line
 from ..models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from ..models.autoencoder_mini import TimeAwareAutoencoderMini
+from ..models.autoencoder_mini2 import TimeAwareAutoencoderMini2
 from ..models.building import unfilled
 from ..models.lora import add_lora, describe_lora
 from ..models.lora_variant import LoraVariant
 from ..models.prompt_embeddings import PromptEmbeddings
 from ..models.unet_mini import TimeConditionedUNetMini
+from ..models.unet_mini2 import TimeConditionedUNetMini2
 from ..precision import choose_dtype
 from ..whole_file import whole_file
 from .formats import SINGLE_FILE, SINGLE_FILE_FORMAT, refusal
@@ -41,13 +43,15 @@ CLASSES: Mapping[str, type[ModelMixin]] = {
         PromptEmbeddings,
         TimeAwareAutoencoderKL,
         TimeAwareAutoencoderMini,
+        TimeAwareAutoencoderMini2,
         TimeConditionedUNetMini,
+        TimeConditionedUNetMini2,
         UNet2DConditionModel,
     )
 }
 """Imported here, also because diffusers finds the classes of a saved pipeline only in modules that are loaded."""
 COMPONENTS = ("vae", "unet", "unet_variant", "prompt_embeddings")
-SETTINGS = ("family", "parameterization", "encoder_timesteps", "color_fix", "about")
+SETTINGS = ("family", "parameterization", "encoder_timesteps", "color_fix", "about", "time_aware_unet")
 CPU = torch.device("cpu")
 # What building and filling a model raises when its configuration or weights do not fit.
 BROKEN = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError)

@@ -10,7 +10,7 @@ import tyro
 from torch import nn
 
 from training.data.degradation_batched import PairsOnDevice
-from training.data.pairs import Pairs, held_back_pairs, make_pair, paired_photos
+from training.data.pairs import SOFTEST, Pairs, held_back_pairs, make_pair, paired_photos
 from training.data.photos import Photos, load_photos
 from training.data.shards import ShardSource
 from training.engine.run import own_device
@@ -39,6 +39,11 @@ class Data:
 def mini_data() -> Data:
     """The mini's: 128 px, four of five by a camera model."""
     return Data(photos=tyro.MISSING, pairs=Pairs(crop=128))
+
+
+def mini2_data() -> Data:
+    """ctsr-mini 2's: ground truths from crisp to soft, which the timestep tells, and some plain bicubic twins."""
+    return Data(photos=tyro.MISSING, pairs=Pairs(crop=128, softness=SOFTEST, camera_share=0.7, bicubic_share=0.05))
 
 
 def sd21_data() -> Data:

@@ -41,7 +41,7 @@ from training.data.degradation import (
     draw_two_orders,
     normalised,
 )
-from training.data.pairs import Pairs, draw_plain, draw_softness
+from training.data.pairs import Pairs, draw_plain, draw_softness, timestep_of
 from training.data.photos import Crop, Photos, draw_crop
 from training.engine.sources import Sample
 
@@ -309,5 +309,7 @@ class PairsOnDevice:
         kernels = [gaussian_kernel(plan.softness) for plan in plans]
         soft = blur(sharp, kernels, [self.pairs.crop] * len(plans)).round()
         lr = degrade(soft, [plan.degradation for plan in plans], generators)
+        timesteps = torch.tensor([timestep_of(plan.softness) for plan in plans], device=lr.device)
         pictures = {"lr": lr, "soft": soft, "sharp": sharp}
-        return {"index": index.to(self.device), **{name: x / 127.5 - 1 for name, x in pictures.items()}}
+        numbers = {"index": index.to(self.device), "timestep": timesteps}
+        return numbers | {name: x / 127.5 - 1 for name, x in pictures.items()}

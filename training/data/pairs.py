@@ -1,7 +1,8 @@
 """Training pairs: a low-resolution twin of a photograph, or of another restorer's picture.
 
 A sample is a pure function of a seed and its number: `lr` [3, crop/4, crop/4], `soft` (what the LR was made from) and
-`sharp` (the photograph) [3, crop, crop], fp32 in [-1, 1], and `index`, the number, an int64 scalar.
+`sharp` (the photograph) [3, crop, crop], fp32 in [-1, 1], and two int64 scalars: `index`, the number, and `timestep`,
+which says how crisp `soft` is.
 """
 
 import logging
@@ -26,7 +27,9 @@ logger = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 GRID = 16
-"""px that a side must be a multiple of: 8 for a latent, and two of these for one at the mini UNet's lower level."""
+"""px that a side must be a multiple of: two latents of SD, four of the mini."""
+SOFTEST = 3.0
+"""Sigma in px of the blur of a ground truth at timestep 0; at 999 it is as crisp as the photograph."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,21 @@ def draw_softness(pairs: Pairs, rng: np.random.Generator) -> float:
     return pairs.softness * rng.random() if rng.random() < 0.75 else 0.0
 
 
+def timestep_of(softness: float) -> int:
+    """Timestep that tells ctsr-mini 2 how crisp a ground truth is: 999 for no blur, 0 for `SOFTEST` px and more."""
+    return round(999 * (1 - min(1.0, softness / SOFTEST)))
+
+
 def soften(sharp: Pixels, sigma: float) -> Pixels:
     """Gaussian blur in 8 bits."""
     return np.rint(gaussian(sharp.astype(np.float32), sigma)).astype(np.uint8)
 
 
-def sample_of(index: int, lr: Pixels, soft: Pixels, sharp: Pixels) -> Sample:
-    """Pictures [H, W, 3] uint8 as a sample."""
-    return {"index": torch.tensor(index), "lr": to_tensor(lr), "soft": to_tensor(soft), "sharp": to_tensor(sharp)}
+def sample_of(index: int, lr: Pixels, soft: Pixels, sharp: Pixels, timestep: int | None = None) -> Sample:
+    """Pictures [H, W, 3] uint8 as a sample; without `timestep` where nobody knows how crisp `soft` is."""
+    known = {} if timestep is None else {"timestep": torch.tensor(timestep)}
+    pictures = {"lr": to_tensor(lr), "soft": to_tensor(soft), "sharp": to_tensor(sharp)}
+    return {"index": torch.tensor(index), **known, **pictures}
 
 
 def pair_of(pixels: Pixels, pairs: Pairs, index: int, rng: np.random.Generator) -> Sample:
@@ -96,9 +106,11 @@ def pair_of(pixels: Pixels, pairs: Pairs, index: int, rng: np.random.Generator) 
     """
     sharp = random_crop(pixels, pairs.crop, rng)
     if draw_plain(pairs, rng):
-        return sample_of(index, bicubic(sharp), sharp, sharp)
-    soft = soften(sharp, draw_softness(pairs, rng))
-    return sample_of(index, degrade(soft, pairs.degradation, rng, pairs.camera_share), soft, sharp)
+        return sample_of(index, bicubic(sharp), sharp, sharp, timestep_of(0.0))
+    sigma = draw_softness(pairs, rng)
+    soft = soften(sharp, sigma)
+    lr = degrade(soft, pairs.degradation, rng, pairs.camera_share)
+    return sample_of(index, lr, soft, sharp, timestep_of(sigma))
 
 
 def make_pair(photos: Photos, pairs: Pairs, index: int) -> Sample:
@@ -130,8 +142,9 @@ def held_back_pairs(photos: Photos, pairs: Pairs, size: int = 384, least_softnes
         side = min(size, *pixels.shape[:2]) // GRID * GRID
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
         sharp = np.ascontiguousarray(pixels[top : top + side, left : left + side])
-        soft = soften(sharp, least_softness + (pairs.softness - least_softness) * rng.random())
-        samples.append(sample_of(index, degrade(soft, "camera", rng), soft, sharp))
+        sigma = least_softness + (pairs.softness - least_softness) * rng.random()
+        soft = soften(sharp, sigma)
+        samples.append(sample_of(index, degrade(soft, "camera", rng), soft, sharp, timestep_of(sigma)))
     return samples
 
 

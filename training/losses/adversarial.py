@@ -14,6 +14,7 @@ accumulated batches and several processes give the gradient of one large batch.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -25,10 +26,12 @@ from ctsr.models.unet_mini import pixel_norm
 from training.engine.draws import Draws
 from training.engine.loop import Turn
 from training.engine.sources import Sample
+from training.losses.vgg import STAGES, VGGFeatures
 from training.model.one_step import enlarge
 
 DETAIL_GAIN = 5.0  # about what brings the detail that an enlargement lacks to unit size
 MARGIN = 8  # px that the random cut takes away
+FEATURE_STAGES = 3  # of VGG16: beyond, a feature sees more than the texture that is judged
 WIDTHS = (48, 80, 112)  # at 1/2, 1/4 and 1/8
 
 
@@ -38,9 +41,10 @@ class Adversarial:
 
     Attributes:
         weight: size of its gradient beside that of an L1 loss; zero leaves the term out.
-        penalty: of the logits' change under noise, per squared noise.
+        penalty: of the logits' change under noise, per squared noise; 0 for none.
         noise: standard deviation of that noise, of [-1, 1] pictures.
         peak_rate: of the discriminator.
+        features: VGG16 weights; the discriminator then judges frozen features instead of pixels.
         delay: steps in which the discriminator learns alone; then the weight grows over as many.
     """
 
@@ -49,6 +53,7 @@ class Adversarial:
     noise: float = 0.05
     peak_rate: float = 5e-4
     delay: int = 100
+    features: Path | None = None
 
 
 class NormBlock(nn.Module):
@@ -106,12 +111,44 @@ def cut(batch: Sample, seed: int, *pictures: Tensor) -> list[Tensor]:
     ]
 
 
+class FeatureDiscriminator(nn.Module):
+    """Logits [B, n] on frozen VGG16 features at 1/1, 1/2 and 1/4, as projected GANs have it (arXiv 2111.01007).
+
+    Features come trained, so that the heads need an order fewer steps than a discriminator on pixels.
+
+    Args:
+        path: VGG16 weights; see `training.losses.vgg.read_weights`.
+        width: channels of a head.
+    """
+
+    def __init__(self, path: Path, width: int = 64):
+        super().__init__()
+        self.vgg = VGGFeatures(path, FEATURE_STAGES)
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(channels, width, 1),
+                nn.SiLU(),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.SiLU(),
+                nn.Conv2d(width, 1, 1),
+            )
+            for channels, _ in STAGES[:FEATURE_STAGES]
+        )
+
+    def forward(self, x: Tensor, condition: Tensor) -> list[Tensor]:
+        """Pictures [B, 3, H, W] in [-1, 1] -> a row of logits a level; the condition is not looked at."""
+        return [
+            head(pixel_norm(feature)).flatten(1).float() for head, feature in zip(self.heads, self.vgg(x), strict=True)
+        ]
+
+
 class AdversarialTerm:
     """The generator's side: the discriminator judges with fixed weights, the gradient goes through to the picture."""
 
     def __init__(self, settings: Adversarial, seed: int):
         self.settings, self.seed = settings, seed
-        self.discriminator = Discriminator().to(memory_format=torch.channels_last)
+        kind = Discriminator() if settings.features is None else FeatureDiscriminator(settings.features)
+        self.discriminator = kind.to(memory_format=torch.channels_last)
 
     def direction(self, x: Tensor, batch: Sample) -> Tensor:
         """Gradient of the logistic loss by pictures x [B, 3, H, W], of root mean square 1 in each."""
@@ -145,17 +182,22 @@ class AdversarialTerm:
 class DiscriminatorLoss(nn.Module):
     """Logistic loss on photographs and on the generator's pictures, and the penalty."""
 
-    def __init__(self, discriminator: Discriminator, settings: Adversarial, seed: int):
+    def __init__(self, discriminator: nn.Module, settings: Adversarial, seed: int):
         super().__init__()
         self.discriminator, self.settings, self.seed = discriminator, settings, seed
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
-        """`loss` of `batch["sharp"]` as real and `batch["fake"]` as not, with its terms `logistic` and `penalty`."""
-        real, fake, condition = cut(batch, self.seed, batch["sharp"], batch["fake"], enlarge(batch["lr"]))
-        noisy = real + self.settings.noise * Draws(batch["index"], self.seed).normal("discriminator", real)
-        logits = self.discriminator(torch.cat([real, fake, noisy]), condition.repeat(3, 1, 1, 1))
-        reals, fakes, noisies = zip(*(row.chunk(3) for row in logits), strict=True)
+        """`loss` of `batch["real"]`, or the photograph, as real and `batch["fake"]` as not, and its terms."""
+        shown = (batch.get("real", batch["sharp"]), batch["fake"], enlarge(batch["lr"]))
+        real, fake, condition = cut(batch, self.seed, *shown)
+        pictures = [real, fake]
+        if self.settings.penalty:
+            pictures.append(real + self.settings.noise * Draws(batch["index"], self.seed).normal("discriminator", real))
+        logits = self.discriminator(torch.cat(pictures), condition.repeat(len(pictures), 1, 1, 1))
+        reals, fakes, *noisies = zip(*(row.chunk(len(pictures)) for row in logits), strict=True)
         logistic = mean_over_scales(reals, lambda row: F.softplus(-row)) + mean_over_scales(fakes, F.softplus)
-        changes = [a - b for a, b in zip(noisies, reals, strict=True)]
+        if not noisies:
+            return {"loss": logistic}
+        changes = [a - b for a, b in zip(noisies[0], reals, strict=True)]
         penalty = self.settings.penalty * mean_over_scales(changes, torch.square) / self.settings.noise**2
         return {"loss": logistic + penalty, "logistic": logistic, "penalty": penalty}

@@ -5,16 +5,22 @@ compares what the blocks of an encoder of ours see; the recipe chooses, nothing 
 """
 
 import copy
+from collections.abc import Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.losses.vgg import VGGFeatures
 from training.model.one_step import OneStep
 
-PerceptualName = Literal["lpips", "encoder", "none"]
+PerceptualName = Literal["lpips", "vgg", "encoder", "none"]
+
+VGG_FILE = "vgg16_imagenet_features.npz"
 
 
 class Lpips(nn.Module):
@@ -68,6 +74,59 @@ class EncoderFeatures(nn.Module):
         return torch.stack([(a - b).square().sum(1).mean() for a, b in pairs]).mean()
 
 
+class VGGDistance(nn.Module):
+    """LPIPS (arXiv 1801.03924) and DISTS (arXiv 2004.07728) from one pass through VGG16, half each.
+
+    LPIPS compares features pixel by pixel, DISTS their means and covariances over the picture, which lets texture be
+    texture that is not the ground truth's own. LPIPS's heads were fitted to features pooled by maximum; here both see
+    DISTS's pooling.
+
+    Args:
+        folder: with `vgg16_imagenet_features.npz`, `lpips_vgg_lin.npz` (`lin0` ... `lin4`, [C]) and
+            `dists_alpha_beta.npz` (`alpha` and `beta`, [1, 1475, 1, 1]).
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        self.vgg = VGGFeatures(folder / VGG_FILE)
+        with np.load(folder / "lpips_vgg_lin.npz", allow_pickle=False) as archive:
+            heads = [torch.tensor(archive[f"lin{k}"].astype(np.float32)).reshape(1, -1, 1, 1) for k in range(5)]
+        with np.load(folder / "dists_alpha_beta.npz", allow_pickle=False) as archive:
+            shares = [torch.tensor(archive[name].astype(np.float32)).flatten() for name in ("alpha", "beta")]
+        self.heads = nn.ParameterList(nn.Parameter(head, requires_grad=False) for head in heads)
+        self.register_buffer("shares", torch.stack(shares) / torch.stack(shares).sum(), persistent=False)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Mean distance of [B, 3, H, W] pictures in [-1, 1], fp32 scalar."""
+        y = y.detach()
+        pairs = list(zip(self.vgg(x), self.vgg(y), strict=True))
+        with torch.autocast(x.device.type, enabled=False):
+            levels = [lpips_level(*pair, head) for pair, head in zip(pairs, self.heads, strict=True)]
+            dists = dists_distance([((x + 1) / 2, (y + 1) / 2), *pairs], cast(Tensor, self.shares))
+        return (torch.stack(levels).sum() + dists) / 2
+
+
+def lpips_level(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
+    """One level of LPIPS: squared difference of features [B, C, h, w] of unit length, weighed by channel; the mean."""
+    a, b = (F.normalize(feature.float(), dim=1) for feature in (a, b))
+    return (head * (a - b).square()).sum(1).mean()
+
+
+def dists_distance(pairs: Sequence[tuple[Tensor, Tensor]], shares: Tensor, floor: float = 1e-6) -> Tensor:
+    """1 - DISTS's similarity of features [B, C, h, w]: `shares` [2, all C] of means and of covariances."""
+    similarity, first = [], 0
+    for a, b in pairs:
+        a, b = a.float(), b.float()
+        alpha, beta = shares[:, first : first + a.shape[1]]
+        first += a.shape[1]
+        mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
+        variances = a.var((2, 3), correction=0) + b.var((2, 3), correction=0)
+        covariance = (a * b).mean((2, 3)) - mean_a * mean_b
+        similarity.append(alpha * (2 * mean_a * mean_b + floor) / (mean_a**2 + mean_b**2 + floor))
+        similarity.append(beta * (2 * covariance + floor) / (variances + floor))
+    return 1 - torch.cat(similarity, dim=1).sum(1).mean()
+
+
 class NoDistance(nn.Module):
     """Zero."""
 
@@ -76,8 +135,12 @@ class NoDistance(nn.Module):
         return x.new_zeros(())
 
 
-def perceptual_loss(name: PerceptualName, model: OneStep) -> nn.Module:
-    """The loss of that name; "encoder" takes a copy of the model's own as it is now."""
+def perceptual_loss(name: PerceptualName, model: OneStep, weights: Path | None = None) -> nn.Module:
+    """The loss of that name; "vgg" reads the folder `weights`, "encoder" copies the model's own as it is now."""
+    if name == "vgg":
+        if weights is None:
+            raise ValueError("The perceptual loss 'vgg' needs weights: give --reconstruction.weights FOLDER.")
+        return VGGDistance(weights)
     if name == "lpips":
         return Lpips()
     if name == "none":

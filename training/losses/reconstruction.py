@@ -1,6 +1,7 @@
 """Losses against a known picture: what every stage's generator has in common."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ class Reconstruction:
         low: mean absolute difference of 4x4 averages: brightness and colour, which no realism term may move.
         perceptual: of the perceptual loss.
         features: which perceptual loss.
+        weights: folder of its weights, for "vgg" (see `training.losses.perceptual.VGGDistance`).
         sharpen: amount of an unsharp mask on the truth. Real-ESRGAN (arXiv 2107.10833) sharpens its targets too: the
             mean of all photographs that fit a blurred one is softer than each of them.
     """
@@ -31,6 +33,7 @@ class Reconstruction:
     perceptual: float = 2.0
     features: PerceptualName = "lpips"
     sharpen: float = 0.0
+    weights: Path | None = None
 
 
 MINI = Reconstruction(l1=1.0, l2=0.0, low=2.0, perceptual=0.0, features="none")

@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
+from ctsr.models.autoencoder_mini2 import TimeAwareAutoencoderMini2
 from training.model.lora import (
     ALPHA,
     RANK,
@@ -109,12 +110,14 @@ def adapt_autoencoder(model: OneStep, what: Adapt) -> list[Group]:
         if "time_" in name and "decoder" not in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(what.time_layers)
-    if what.decoder:
+    if what.decoder and hasattr(vae, "decoder"):  # ctsr-mini 2 decodes by a fixed transform
         cast(nn.Module, vae.decoder).requires_grad_(True)
     lora = lora_parameters(vae) if what.encoder == "lora" else []
     known = {id(p) for p in lora}
     rest = [(name, p) for name, p in vae.named_parameters() if p.requires_grad and id(p) not in known]
     groups: list[Group] = [{"params": lora, **AS_OSEDIFF}] if lora else []
+    if isinstance(vae, TimeAwareAutoencoderMini2):  # starts untrained, as its UNet
+        return [*groups, {"params": [p for _, p in rest]}] if rest else groups
     return groups + autoencoder_groups(rest, what.autoencoder_factor)
 
 

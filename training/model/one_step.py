@@ -1,5 +1,7 @@
 """The one-step model as the stages train it: the networks of a pipeline, differentiable and without tiles."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
-from ctsr.families import Endpoints, Family, Timestep, coefficients, predict_x0
+from ctsr.families import Endpoints, Family, Timestep, coefficients, get_family, predict_x0
 from ctsr.load import load_pipeline
 from ctsr.models import forward
+from ctsr.models.autoencoder_mini2 import LATENT_CHANNELS, TimeAwareAutoencoderMini2
 from ctsr.models.lora import merge_lora
+from ctsr.models.unet_mini2 import TimeConditionedUNetMini2
 from training.data.degradation import SCALE
 from training.model.sd21 import load_base
 
-TIMESTEP = 999  # one step from the far end, as OSEDiff; the mini's time-aware encoder sees it too
+TIMESTEP = 999  # one step from the far end, as OSEDiff
 
 
 def enlarge(lr: Tensor) -> Tensor:
@@ -25,13 +29,33 @@ def enlarge(lr: Tensor) -> Tensor:
     )
 
 
+NEW = "new"
+DEFAULT_TIMESTEP = 700
+
+
+def new_mini(family: str) -> CTSRPipeline:
+    """A ctsr-mini 2 that has yet to be trained: it gives back the enlarged picture."""
+    groups = get_family(family).output_groups
+    return CTSRPipeline(
+        TimeAwareAutoencoderMini2(),
+        TimeConditionedUNetMini2(out_channels=groups * LATENT_CHANNELS),
+        family=family,
+        parameterization="residual",
+        encoder_timesteps=[DEFAULT_TIMESTEP],
+        time_aware_unet=True,
+    )
+
+
 def open_pipeline(start: Path | str, family: str = "ctsr") -> CTSRPipeline:
     """What a stage starts from, in fp32.
 
     Args:
-        start: "mini", a file that a stage or `ctsr convert` wrote, or the folder of an SD 2.1 base model.
+        start: "new" for a ctsr-mini 2 that has yet to be trained, "mini", a file that a stage or `ctsr convert` wrote,
+            or the folder of an SD 2.1 base model.
         family: of a base model; files know theirs.
     """
+    if start == NEW:
+        return new_mini(family)
     path = Path(start)
     index = path / "model_index.json"
     if path.is_dir() and not (index.is_file() and "CTSRPipeline" in index.read_text(encoding="utf-8")):
@@ -82,11 +106,22 @@ class OneStep(nn.Module):
         o = self.predict(z, timestep, prompt)[:, : z.shape[1]]
         return predict_x0(z, o, *coefficients(self.family.parameterization, timestep))
 
-    def forward(self, lr: Tensor) -> Endpoints:
-        """LR [B, 3, h, w] in [-1, 1] -> endpoints, at the family's own timesteps."""
-        x = enlarge(lr)
-        latents = [self.encode(x, timestep) for timestep in self.family.encoder_timesteps]
-        return self.family.endpoints(lambda sample, timestep, variant: self.predict(sample, timestep), latents)
+    def told(self, batch: Mapping[str, Tensor]) -> Tensor | None:
+        """Timestep [B] that says how crisp a batch's ground truth is; None if the model, or the batch, knows none."""
+        knows = self.family.unet_timesteps is None and self.family.passes == 1
+        return batch.get("timestep") if knows else None
+
+    def ground_truth(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """What the realistic end is asked for, [B, 3, H, W]: the photograph, or as soft as the model is told."""
+        return batch["sharp" if self.told(batch) is None else "soft"]
+
+    def forward(self, lr: Tensor, timestep: Tensor | None = None) -> Endpoints:
+        """LR [B, 3, h, w] in [-1, 1] -> endpoints, at the family's own timesteps or at `timestep` [B]."""
+        x, family = enlarge(lr), self.family
+        if timestep is not None:
+            family = replace(family, encoder_timesteps=(cast(Any, timestep),))
+        latents = [self.encode(x, step) for step in family.encoder_timesteps]
+        return family.endpoints(lambda sample, step, variant: self.predict(sample, step), latents)
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents -> fp32 picture [B, 3, f * h, f * w], not clamped."""

@@ -155,7 +155,7 @@ class FlowModel(OneStep):
         condition = self.encode(enlarge(lr)).float()
         return noisy_start(condition, noise(condition), self.family.sigma), condition
 
-    def forward(self, lr: Tensor) -> Endpoints:
+    def forward(self, lr: Tensor, timestep: Tensor | None = None) -> Endpoints:
         """LR [B, 3, h, w] in [-1, 1] -> the student's endpoints, from the same noise at every call."""
         generator = torch.Generator().manual_seed(self.seed)
         return self.family.endpoints(
@@ -170,7 +170,7 @@ class SampledFlow(FlowModel):
         super().__init__(pipeline, seed)
         self.steps = steps
 
-    def forward(self, lr: Tensor) -> Endpoints:
+    def forward(self, lr: Tensor, timestep: Tensor | None = None) -> Endpoints:
         """LR [B, 3, h, w] -> z0, the end of the flow, and z0 + delta = x_0 + v(x_0, 0)."""
         generator = torch.Generator().manual_seed(self.seed)
         x_0, condition = self.start(lr, lambda z: torch.randn(z.shape, generator=generator).to(z.device))

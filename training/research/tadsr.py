@@ -114,7 +114,7 @@ class Generator(nn.Module):
     def __init__(self, model: OneStep, recipe: Recipe, terms: RealismTerms):
         super().__init__()
         self.model, self.recipe, self.terms = model, recipe, terms
-        self.perceptual = perceptual_loss(recipe.reconstruction.features, model)
+        self.perceptual = perceptual_loss(recipe.reconstruction.features, model, recipe.reconstruction.weights)
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W], `latents` [B, C, h, w], `timestep` [B]."""

@@ -23,7 +23,7 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.models import forward
-from training.data.datasets import Data, mini_data, open_source, restored_source, sd21_data
+from training.data.datasets import Data, mini2_data, mini_data, open_source, restored_source, sd21_data
 from training.data.photos import Photos
 from training.engine.run import Run
 from training.engine.sources import Sample, Source
@@ -66,6 +66,13 @@ MINI = Recipe(
     start=tyro.MISSING,
     reconstruction=Reconstruction(l1=1.0, l2=5.0, perceptual=0.0, features="none"),
 )
+MINI2 = Recipe(
+    data=mini2_data(),
+    run=Run(out=tyro.MISSING, steps=40000, batch=16, ema=0.999, max_norm=0.5),
+    start="new",
+    reconstruction=Reconstruction(l1=1.0, l2=2.0, perceptual=0.0, features="none"),
+    latent_weight=0.0,  # its decoder is a fixed transform, which holds the latents where they are
+)
 SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=4000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
@@ -75,7 +82,11 @@ SD21 = Recipe(
     reconstruction=Reconstruction(l2=1.0, perceptual=0.0, features="none"),
     latent_weight=0.0,
 )
-RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}
+RECIPES = {
+    "mini": ("ctsr-mini on two CPU cores", MINI),
+    "mini2": ("ctsr-mini 2 on two CPU cores", MINI2),
+    "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21),
+}
 
 
 class Generator(nn.Module):
@@ -85,12 +96,12 @@ class Generator(nn.Module):
         super().__init__()
         self.model, self.recipe = model, recipe
         self.first_vae = copy.deepcopy(model.vae).requires_grad_(False) if recipe.latent_weight else None
-        self.perceptual = perceptual_loss(recipe.reconstruction.features, model)
+        self.perceptual = perceptual_loss(recipe.reconstruction.features, model, recipe.reconstruction.weights)
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss` and its terms."""
         truth = batch["soft"].contiguous(memory_format=torch.channels_last)
-        z = self.model(batch["lr"]).z0
+        z = self.model(batch["lr"], self.model.told(batch)).z0
         terms = reconstruction_losses(self.model.decode(z), truth, self.recipe.reconstruction, self.perceptual)
         if self.first_vae is not None:
             with torch.no_grad():

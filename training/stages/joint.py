@@ -87,22 +87,23 @@ class Dial(nn.Module):
     def __init__(self, model: OneStep, recipe: Recipe, terms: RealismTerms):
         super().__init__()
         self.model, self.recipe, self.terms = model, recipe, terms
-        self.realistic_features = perceptual_loss(recipe.realistic.features, model)
-        self.faithful_features = perceptual_loss(recipe.faithful.features, model)
+        self.realistic_features = perceptual_loss(recipe.realistic.features, model, recipe.realistic.weights)
+        self.faithful_features = perceptual_loss(recipe.faithful.features, model, recipe.faithful.weights)
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
-        """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
-        ends = self.model(batch["lr"])
+        """`loss`, its terms, and for the turns after it `fake` and `real` [B, 3, H, W] and `latents` [B, C, h, w]."""
+        ends = self.model(batch["lr"], self.model.told(batch))
         t = Draws(batch["index"], self.recipe.run.seed).uniform("dial").to(ends.z0.device)
         latents = torch.cat([ends.z0, blend(ends, 1.0), blend(ends, t)])
         x0, x1, x = self.model.decode(latents).chunk(3)
-        realistic = reconstruction_losses(x0, batch["sharp"], self.recipe.realistic, self.realistic_features)
+        real = self.model.ground_truth(batch)
+        realistic = reconstruction_losses(x0, real, self.recipe.realistic, self.realistic_features)
         faithful = reconstruction_losses(x1, batch["soft"], self.recipe.faithful, self.faithful_features)
         terms = {f"realistic_{name}": term for name, term in realistic.items()}
         terms |= {f"faithful_{name}": term for name, term in faithful.items()}
         terms["path"] = self.recipe.path * path_loss(x, x0, x1, t)
         judged = self.terms.judged(ends.z0, x0, batch)
-        return {**total(terms | self.terms.losses(judged, x0, batch)), "fake": x0, "latents": judged}
+        return {**total(terms | self.terms.losses(judged, x0, batch)), "fake": x0, "real": real, "latents": judged}
 
 
 def build(recipe: Recipe) -> Stage:

@@ -177,7 +177,7 @@ class DualTeacher(nn.Module):
             return self.faithful(batch)
         if self.settings.teacher_as == "endpoint":
             with torch.no_grad():
-                return blend(self.realistic(batch["lr"]), 0.0)
+                return blend(self.realistic(batch["lr"], self.realistic.told(batch)), 0.0)
         return None
 
     def terms(self, view: View, name: str, batch: Sample) -> tuple[Tensor, Tensor]:
@@ -207,11 +207,11 @@ class Student(nn.Module):
     def __init__(self, model: OneStep, teachers: DualTeacher, weights: Reconstruction, terms: RealismTerms):
         super().__init__()
         self.model, self.teachers, self.weights, self.terms = model, teachers, weights, terms
-        self.perceptual = perceptual_loss(weights.features, model)
+        self.perceptual = perceptual_loss(weights.features, model, weights.weights)
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
-        z = self.model(batch["lr"]).z0
+        z = self.model(batch["lr"], self.model.told(batch)).z0
         x = self.model.decode(z)
         judged = self.terms.judged(z, x, batch)
         terms = reconstruction_losses(x, batch["sharp"], self.weights, self.perceptual)

@@ -72,7 +72,7 @@ class Faithful(nn.Module):
         """z_f, scaled, fp32 [B, C, h, w]."""
         if self.network is None:
             return plain_latents(self.vae, batch["soft"])
-        return blend(self.network(batch["lr"]), 1.0)
+        return blend(self.network(batch["lr"], self.network.told(batch)), 1.0)
 
 
 def plain_latents(vae: nn.Module, x: Tensor) -> Tensor:

@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ctsr import CTSRPipeline
-from training.data.pairs import Pairs, bicubic, held_back_pairs, make_pair, paired_photos, soften, to_tensor
+from training.data.pairs import (
+    SOFTEST,
+    Pairs,
+    bicubic,
+    held_back_pairs,
+    make_pair,
+    paired_photos,
+    soften,
+    timestep_of,
+    to_tensor,
+)
 from training.data.photos import Photos
 from training.engine.sources import Sample
 from training.model.one_step import OneStep
@@ -182,3 +192,18 @@ def test_unreadable_rows_are_skipped_and_named(folders: Path, caplog: pytest.Log
 def test_a_crop_that_folders_do_not_allow_is_an_error(folders: Path, crop: int) -> None:
     with pytest.raises(ValueError, match="give a multiple of 4 up to 64, as set/0 allows"):
         paired_photos(folders / "lr", folders / "target").make(0, crop=crop)
+
+
+def test_the_timestep_says_how_soft_the_ground_truth_is(photos: Photos) -> None:
+    crisp = make_pair(photos, Pairs(crop=64, softness=0.0), 3)
+    assert int(crisp["timestep"]) == 999
+    assert torch.equal(crisp["soft"], crisp["sharp"])
+    rows = [make_pair(photos, Pairs(crop=64, softness=SOFTEST), index) for index in range(24)]
+    details = [float(row["soft"].diff(dim=2).std() / row["sharp"].diff(dim=2).std()) for row in rows]
+    order = np.corrcoef([int(row["timestep"]) for row in rows], details)[0, 1]
+    assert order > 0.8, "a lower timestep goes with a softer ground truth"
+
+
+@pytest.mark.parametrize(("sigma", "timestep"), [(0.0, 999), (SOFTEST / 3, 666), (SOFTEST, 0), (2 * SOFTEST, 0)])
+def test_the_timestep_falls_linearly_with_the_blur(sigma: float, timestep: int) -> None:
+    assert timestep_of(sigma) == timestep

@@ -143,7 +143,7 @@ def test_the_generators_loss_is_the_sum_of_its_terms(
     terms = RealismTerms(Realism(VSD_ON, ADVERSARIAL_ON), 0, open_prior(replace(mini, realism=Realism(VSD_ON))))
     out = Generator(model, weights, terms)(batch)
     names = {"l1", "l2", "low", "perceptual", "vsd", "adversarial"}
-    assert out.keys() == names | {"loss", "fake", "latents"}
+    assert out.keys() == names | {"loss", "fake", "real", "latents"}
     torch.testing.assert_close(out["loss"], torch.stack([out[name] for name in names]).sum())
     with torch.no_grad():
         z = model(batch["lr"]).z0

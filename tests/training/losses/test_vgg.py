@@ -1,0 +1,121 @@
+"""VGG16's features, the distance and the discriminator on them, with random weights in the real layout."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.losses.adversarial import Adversarial, AdversarialTerm, FeatureDiscriminator
+from training.losses.perceptual import VGG_FILE, VGGDistance, dists_distance, perceptual_loss
+from training.losses.vgg import STAGES, TORCHVISION, VGGFeatures, read_weights
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the three files that `VGGDistance` reads."""
+    out, rng = tmp_path_factory.mktemp("vgg"), np.random.default_rng(0)
+    widths = [3, *(width for width, count in STAGES for _ in range(count))]
+    convs = {}
+    for number, (a, b) in enumerate(pairwise(widths)):
+        convs[f"conv{number}.weight"] = (rng.standard_normal((b, a, 3, 3)) * (2 / (9 * a)) ** 0.5).astype(np.float16)
+        convs[f"conv{number}.bias"] = np.zeros(b, np.float16)
+    np.savez(out / VGG_FILE, **convs)
+    np.savez(out / "lpips_vgg_lin.npz", **{f"lin{k}": rng.random(width) / width for k, (width, _) in enumerate(STAGES)})
+    count = 3 + sum(width for width, _ in STAGES)
+    np.savez(out / "dists_alpha_beta.npz", alpha=rng.random((1, count, 1, 1)), beta=rng.random((1, count, 1, 1)))
+    return out
+
+
+def pictures(seed: int = 0) -> Tensor:
+    return torch.rand(2, 3, 32, 48, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def test_features_have_the_sizes_of_the_stages(folder: Path) -> None:
+    features = VGGFeatures(folder / VGG_FILE)(pictures())
+    assert [tuple(f.shape) for f in features] == [
+        (2, width, -(-32 // 2**k), -(-48 // 2**k)) for k, (width, _) in enumerate(STAGES)
+    ]
+
+
+def test_the_first_stage_is_two_convolutions_of_the_normalised_picture(folder: Path) -> None:
+    weights, x = read_weights(folder / VGG_FILE), pictures()
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    h = ((x + 1) / 2 - mean) / std
+    for number in (0, 1):
+        h = F.relu(F.conv2d(h, weights[f"conv{number}.weight"], weights[f"conv{number}.bias"], padding=1))
+    torch.testing.assert_close(VGGFeatures(folder / VGG_FILE, 1)(x)[0], h)
+
+
+def test_a_state_dict_of_torchvision_gives_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    weights = read_weights(folder / VGG_FILE)
+    kinds = ("weight", "bias")
+    state = {f"features.{n}.{kind}": weights[f"conv{i}.{kind}"] for i, n in enumerate(TORCHVISION) for kind in kinds}
+    torch.save(state | {"classifier.0.weight": torch.zeros(2, 2)}, tmp_path / "vgg16.pth")
+    again = read_weights(tmp_path / "vgg16.pth")
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], weights[name]) for name in weights)
+
+
+def test_a_missing_or_foreign_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="torchvision"):
+        read_weights(tmp_path / "absent.npz")
+    np.savez(tmp_path / "other.npz", x=np.zeros(2))
+    with pytest.raises(ValueError, match="no VGG16 features"):
+        read_weights(tmp_path / "other.npz")
+
+
+def test_equal_pictures_have_no_distance_and_a_farther_one_has_more(folder: Path) -> None:
+    loss, x = VGGDistance(folder), pictures()
+    assert loss(x, x).item() == pytest.approx(0, abs=1e-6)
+    assert 0 < loss(x + 0.02, x) < loss(pictures(1), x)
+
+
+def test_the_gradient_reaches_the_first_picture_only(folder: Path) -> None:
+    loss, x, y = VGGDistance(folder), pictures().requires_grad_(), pictures(1).requires_grad_()
+    loss(x, y).backward()
+    assert x.grad.abs().max() > 0
+    assert y.grad is None
+    assert all(p.grad is None for p in loss.parameters())
+
+
+def test_dists_does_not_see_where_texture_lies_but_how_strong_it_is() -> None:
+    x = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(0))
+    means_only = torch.tensor([[0.5, 0.5], [0.0, 0.0]])
+    assert dists_distance([(x + 1, x.flip(-1) + 1)], means_only) == pytest.approx(0, abs=1e-5)
+    covariances = torch.tensor([[0.0, 0.0], [0.5, 0.5]])
+    assert dists_distance([(x, 3 * x)], covariances) == pytest.approx(1 - 6 / 10, abs=1e-3)
+
+
+def test_without_weights_the_loss_says_what_to_give() -> None:
+    with pytest.raises(ValueError, match=r"--reconstruction\.weights"):
+        perceptual_loss("vgg", None)
+
+
+def test_the_discriminator_learns_heads_only_and_tells_blurred_from_sharp(folder: Path) -> None:
+    torch.manual_seed(0)
+    term = AdversarialTerm(Adversarial(weight=1.0, penalty=0.0, delay=0, features=folder / VGG_FILE), seed=0)
+    assert isinstance(term.discriminator, FeatureDiscriminator)
+    turn = term.turn()
+    assert all(".heads." in f".{name}" for name, p in turn.module.named_parameters() if p.requires_grad)
+    sharp = pictures()
+    batch = {
+        "index": torch.arange(2),
+        "lr": F.avg_pool2d(sharp, 4),
+        "sharp": sharp,
+        "real": sharp,
+        "fake": F.avg_pool2d(sharp, 3, 1, 1),
+    }
+    optimizer = torch.optim.Adam([p for p in turn.module.parameters() if p.requires_grad], 1e-3)
+    losses = []
+    for _ in range(12):
+        out = turn.module(batch)
+        assert set(out) == {"loss"}
+        optimizer.zero_grad()
+        out["loss"].backward()
+        optimizer.step()
+        losses.append(out["loss"].item())
+    assert losses[-1] < 0.9 * losses[0]

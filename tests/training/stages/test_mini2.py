@@ -1,0 +1,66 @@
+"""ctsr-mini 2 from nothing through the stages that have a recipe for it: told how soft the ground truth is."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ctsr.models.autoencoder_mini2 import TimeAwareAutoencoderMini2
+from training.data.datasets import mini2_data
+from training.data.pairs import held_back_pairs
+from training.data.photos import load_photos
+from training.engine.run import Run
+from training.model.one_step import DEFAULT_TIMESTEP, OneStep, open_pipeline
+from training.stages import fidelity
+from training.stages.stage import RESULT, train, validate
+
+pytest.importorskip("peft")
+
+
+@pytest.fixture
+def recipe(photos: Path, make_run: Callable[..., Run], tmp_path: Path) -> fidelity.Recipe:
+    data = mini2_data()
+    return replace(
+        fidelity.MINI2,
+        data=replace(data, photos=photos, pairs=replace(data.pairs, crop=32)),
+        run=make_run(tmp_path / "fidelity", steps=30, warm_up=5, validate_every=1000),
+        peak_rate=1e-3,
+    )
+
+
+def test_a_new_one_gives_the_enlarged_picture_back() -> None:
+    model = OneStep(open_pipeline("new"))
+    lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        picture = model.decode(model(lr).z0)
+        torch.testing.assert_close(
+            picture,
+            model.decode(
+                model.encode(torch.nn.functional.interpolate(lr, scale_factor=4, mode="bicubic", antialias=True))
+            ),
+            atol=1e-5,
+            rtol=1e-4,
+        )
+    assert model.family.timesteps == (DEFAULT_TIMESTEP,)
+
+
+def test_it_is_told_the_timestep_and_others_are_not(make_mini: Callable[..., object]) -> None:
+    batch = {"timestep": torch.tensor([5]), "soft": torch.zeros(1), "sharp": torch.ones(1)}
+    told, untold = OneStep(open_pipeline("new")), OneStep(make_mini())
+    assert told.told(batch) is batch["timestep"]
+    assert told.ground_truth(batch) is batch["soft"]
+    assert untold.told(batch) is None
+    assert untold.ground_truth(batch) is batch["sharp"]
+
+
+def test_fidelity_learns_from_nothing(recipe: fidelity.Recipe) -> None:
+    train(fidelity.build, recipe)
+    pipeline = open_pipeline(recipe.run.out / RESULT)
+    assert isinstance(pipeline.vae, TimeAwareAutoencoderMini2)
+    assert pipeline.family.timesteps == (DEFAULT_TIMESTEP,)
+    pairs = held_back_pairs(load_photos(recipe.data.photos), recipe.data.pairs, size=64)
+    with torch.no_grad():
+        figures = validate(OneStep(pipeline), pairs, dial=(1.0,)).figures
+    assert figures["t=1"] > figures["bicubic"]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ctsr import CTSRPipeline
 from ctsr.models.autoencoder_mini2 import TimeAwareAutoencoderMini2
 from training.data.datasets import mini2_data
 from training.data.pairs import held_back_pairs
@@ -64,3 +65,22 @@ def test_fidelity_learns_from_nothing(recipe: fidelity.Recipe) -> None:
     with torch.no_grad():
         figures = validate(OneStep(pipeline), pairs, dial=(1.0,)).figures
     assert figures["t=1"] > figures["bicubic"]
+
+
+def test_the_pipeline_runs_it_at_any_size_by_tiles_and_from_its_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pipeline = open_pipeline("new")
+    for part in (pipeline.unet, pipeline.vae):
+        for parameter in part.parameters():
+            parameter.data += 0.02 * torch.randn_like(parameter)
+    picture = torch.rand(1, 3, 21, 30)
+    whole = pipeline(picture, scale=4, t=0.0, output_type="pt").images
+    assert whole.shape == (1, 3, 84, 120)
+    tiled = pipeline(picture, scale=4, t=0.0, tile=128, output_type="pt").images
+    torch.testing.assert_close(tiled, whole, atol=2e-5, rtol=0)
+    other = pipeline(picture, scale=4, t=0.0, timestep=0, output_type="pt").images
+    assert (other - whole).abs().max() > 1e-3, "the timestep changes the picture"
+    pipeline.save_single_file(tmp_path / "mini2.safetensors", torch.float32)
+    again = CTSRPipeline.from_single_file(tmp_path / "mini2.safetensors", torch_dtype=torch.float32)
+    assert again.family == pipeline.family
+    assert torch.equal(again(picture, scale=4, t=0.0, output_type="pt").images, whole)

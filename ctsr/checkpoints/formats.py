@@ -1,6 +1,7 @@
 """The kinds of checkpoints that this library knows, each told by the names inside it, never by its own name.
 
-A new kind begins here. `own` loads those of this library, and `ctsr.convert` makes such out of all others.
+A new kind begins here. `own` loads those of this library, and `ctsr.convert` makes such out of all others: one of those
+needs an entry in `PARSERS` or `OPENERS` of `ctsr.convert.convert` too, one that runs as it is a branch in `ctsr.load`.
 """
 
 import shlex

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ctsr import CheckpointError, CTSRError, CTSRPipeline, LoraVariant, precision
-from ctsr.app import cli
+from ctsr.app import info
 from ctsr.runtime import attention
 from ctsr.runtime.attention import use_attention
 
@@ -434,7 +434,7 @@ def test_attention_by_name(make_sd, caplog):
         with pytest.raises(ValueError, match="on cpu here: install it for a CUDA GPU, or choose sdpa"):
             switch()
     pipeline.disable_xformers_memory_efficient_attention()
-    assert cli.attention(pipeline) == "sdpa"
+    assert info.attention(pipeline) == "sdpa"
     assert torch.equal(result(pipeline), expected)
 
 
@@ -449,7 +449,7 @@ def test_xformers_that_is_installed_and_does_not_work(make_sd, caplog, monkeypat
     assert "Attention by sdpa (xformers does not work here" in caplog.text
     with pytest.raises(ValueError, match=r"installed but does not work here .*, or choose sdpa"):
         use_attention((pipeline.unet, pipeline.vae), "xformers", CUDA)
-    assert cli.attention(pipeline) == "sdpa"
+    assert info.attention(pipeline) == "sdpa"
     assert torch.equal(result(pipeline), expected)
 
 
@@ -461,13 +461,13 @@ def test_attention_backends_agree(make_sd):
     pipeline.set_attention_backend("sdpa")
     by_sdpa = result(pipeline)
     pipeline.set_attention_backend("auto")
-    assert cli.attention(pipeline) == "xformers"
+    assert info.attention(pipeline) == "xformers"
     assert {type(m.processor).__name__ for m in pipeline.unet.modules() if isinstance(m, Attention)} == {
         "XFormersAttnProcessor"
     }
     assert (result(pipeline) - by_sdpa).abs().max() < 2e-3
     pipeline.disable_xformers_memory_efficient_attention()
-    assert cli.attention(pipeline) == "sdpa"
+    assert info.attention(pipeline) == "sdpa"
 
 
 # ----------------------------------------------------------------------------------------------- users' own LoRA
@@ -510,7 +510,7 @@ def test_lora_of_a_user(lora, make_sd, tiny_sd):
     pipeline.load_lora_weights(lora, adapter_name="mine")
     assert not same(result(pipeline), result(tiny_sd))
     assert (result(pipeline) - merged_by_hand(make_sd(), lora, 1)).abs().max() < 1e-4
-    assert cli.attention(pipeline) == "sdpa"
+    assert info.attention(pipeline) == "sdpa"
     assert pipeline.get_active_adapters() == ["mine"]
     pipeline.set_adapters("mine", 0.5)
     assert (result(pipeline) - merged_by_hand(make_sd(), lora, 0.5)).abs().max() < 1e-4

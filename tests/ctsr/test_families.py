@@ -1,4 +1,4 @@
-"""The one-step formulas against analytic UNets and method.md's constants."""
+"""The one-step formulas against analytic UNets and the published constants."""
 
 import dataclasses
 import math
@@ -76,7 +76,7 @@ def test_coefficients_of_a_vector_are_those_of_each(parameterization):
 
 
 def test_epsilon_and_scaled_residual_agree_near_350():
-    """method.md C: the two formulas agree only there."""
+    """The gain of SD's epsilon passes 1 there alone."""
     gains = [coefficients("epsilon", step)[1].item() for step in range(1000)]
     assert 340 <= min(range(1000), key=lambda step: abs(gains[step] + 1)) <= 360
 

@@ -24,7 +24,7 @@ from torch.func import functional_call
 
 from ctsr.models.unet_mini import pixel_norm
 from training.engine.draws import Draws
-from training.engine.loop import Turn
+from training.engine.turn import Turn
 from training.engine.sources import Sample
 from training.losses.vgg import STAGES, VGGFeatures
 from training.model.one_step import enlarge

@@ -1,7 +1,8 @@
-"""Perceptual losses: LPIPS (VGG), or distances between our own networks' features where its weights cannot be had.
+"""Perceptual losses; the recipe names one, nothing falls back by itself.
 
-LPIPS: Zhang et al., arXiv 1801.03924, through the `lpips` package, which is the papers' training loss. The other one
-compares what the blocks of an encoder of ours see; the recipe chooses, nothing falls back by itself.
+"lpips" is the papers' training loss (Zhang et al., arXiv 1801.03924) through the `lpips` package; "vgg" is LPIPS and
+DISTS from one pass of VGG16, with weights from a folder; "encoder" compares what the blocks of an encoder of ours see;
+"none" is zero.
 """
 
 import copy

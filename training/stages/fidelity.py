@@ -1,4 +1,4 @@
-"""The fidelity teacher: one step, supervised, nothing but distances (method B3 of the notes; PiSA-SR's pixel LoRA).
+"""The fidelity teacher: one step, supervised, nothing but distances, as PiSA-SR's pixel LoRA (arXiv 2412.03017).
 
     python -m training.stages.fidelity mini --data.photos PHOTOS \\
         --start AUTOENCODER/model.safetensors --run.out RUNS/fidelity

@@ -80,6 +80,7 @@ def test_samples_are_like_those_of_pairs(shards: list[Path]) -> None:
     sample = next(iter(ShardPairs(shards, PAIRS, first_shard=7)))
     assert {key: tuple(x.shape) for key, x in sample.items()} == {
         "index": (),
+        "timestep": (),
         "lr": (3, 4, 4),
         "soft": (3, 16, 16),
         "sharp": (3, 16, 16),

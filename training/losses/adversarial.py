@@ -24,8 +24,8 @@ from torch.func import functional_call
 
 from ctsr.models.unet_mini import pixel_norm
 from training.engine.draws import Draws
-from training.engine.turn import Turn
 from training.engine.sources import Sample
+from training.engine.turn import Turn
 from training.losses.vgg import STAGES, VGGFeatures
 from training.model.one_step import enlarge
 

@@ -11,6 +11,7 @@ import { createInterface } from "node:readline";
 const { chromium } = createRequire(import.meta.url)("playwright-core"); // `import` would not look into NODE_PATH
 
 const LIMIT = 120_000; // ms for a command
+const AGAIN = 5_000; // ms after which a click that nothing came of is made again
 const VIEW = { width: 1600, height: 900 };
 const FLAGS = [
   "--no-sandbox",
@@ -204,12 +205,19 @@ const commands = {
     await page.waitForSelector(DIALOG, { state: "hidden" });
   },
 
-  // The help page that the info button of a selected node opens.
+  // The help page that the info button of a selected node opens. A click on a canvas that is still being laid out selects
+  // nothing, and a button that is drawn anew loses its click: so select and click again until the page is there.
   async help(type) {
-    const { title } = await page.evaluate(locate, { type });
-    await page.mouse.click(...title);
-    await page.getByTestId("info-button").click();
-    return await (await page.waitForFunction(readHelp)).jsonValue();
+    for (;;) {
+      const { title } = await page.evaluate(locate, { type });
+      await page.mouse.click(...title);
+      try {
+        await page.getByTestId("info-button").click({ timeout: AGAIN });
+        return await (await page.waitForFunction(readHelp, null, { timeout: AGAIN })).jsonValue();
+      } catch (error) {
+        if (error.name !== "TimeoutError") throw error;
+      }
+    }
   },
 
   // Places what the node library finds first under a name in the middle of the canvas.

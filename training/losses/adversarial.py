@@ -147,8 +147,9 @@ class AdversarialTerm:
 
     def __init__(self, settings: Adversarial, seed: int):
         self.settings, self.seed = settings, seed
-        kind = Discriminator() if settings.features is None else FeatureDiscriminator(settings.features)
-        self.discriminator = kind.to(memory_format=torch.channels_last)
+        features = settings.features
+        network = Discriminator() if features is None else FeatureDiscriminator(features)
+        self.discriminator = network.to(memory_format=torch.channels_last)
 
     def direction(self, x: Tensor, batch: Sample) -> Tensor:
         """Gradient of the logistic loss by pictures x [B, 3, H, W], of root mean square 1 in each."""

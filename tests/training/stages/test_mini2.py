@@ -80,6 +80,10 @@ def test_the_pipeline_runs_it_at_any_size_by_tiles_and_from_its_file(tmp_path: P
     torch.testing.assert_close(tiled, whole, atol=2e-5, rtol=0)
     other = pipeline(picture, scale=4, t=0.0, timestep=0, output_type="pt").images
     assert (other - whole).abs().max() > 1e-3, "the timestep changes the picture"
+    latents = pipeline.encode(picture, 84, 120).latents
+    ends = [pipeline.endpoints(latents, timestep).z0 for timestep in (None, DEFAULT_TIMESTEP, 0)]
+    assert torch.equal(ends[0], ends[1])
+    assert (ends[0] - ends[2]).abs().max() > 1e-3, "the UNet is told the timestep too, not the encoder alone"
     pipeline.save_single_file(tmp_path / "mini2.safetensors", torch.float32)
     again = CTSRPipeline.from_single_file(tmp_path / "mini2.safetensors", torch_dtype=torch.float32)
     assert again.family == pipeline.family

@@ -59,7 +59,7 @@ def main(
 ) -> None:
     """Times the mini, by steps, and the peer."""
     torch.set_num_threads(threads)
-    pipeline = CTSRPipeline.mini()
+    pipeline = CTSRPipeline.mini("auto")
     run_peer = load_peer(peer, threads) if peer else None
     timings: Timings = defaultdict(list)
     paths = sorted(p for p in lr.iterdir() if p.suffix.lower() in {".png", ".jpg"})[:pictures]

@@ -4,18 +4,19 @@ from pathlib import Path
 
 import torch
 
-from .checkpoints.own import CPU, DType
+from .checkpoints.hub import DTypeOption
 from .pipeline import CTSRPipeline
 
 BUILT_IN = "mini"
+CPU = torch.device("cpu")
 
 
-def load_pipeline(model: str | Path, torch_dtype: DType = "auto", device: torch.device = CPU) -> CTSRPipeline:
+def load_pipeline(model: str | Path, torch_dtype: DTypeOption = None, device: torch.device = CPU) -> CTSRPipeline:
     """The pipeline of "mini", of one of our single files, or of a folder that `save_pretrained` wrote.
 
     Args:
         model: the name or path.
-        torch_dtype: "auto" is bf16 where the device has it in hardware, else fp32.
+        torch_dtype: fp32 by default; "auto" is bf16 where the device has it in hardware. See `from_pretrained`.
         device: where it will run.
 
     Raises:

@@ -30,14 +30,11 @@ from .checkpoints.formats import refusal
 from .checkpoints.inspect import look
 from .families import Dial, Endpoints, Family, Parameterization, get_family
 from .images.color_fix import ColorFix, apply_color_fix, check_color_fix
+from .images.inputs import Maps, Pictures, as_maps, as_tensors
 from .images.tensors import (
     OutputType,
-    Pictures,
     as_output,
     as_pil,
-    as_tensors,
-    check_bits,
-    check_map,
     check_size,
     map_to_latents,
     output_size,
@@ -57,6 +54,8 @@ from .tiling.sd_vae.doubling import double_by_phases
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_T = 0.5
+DEFAULT_SCALE = 4.0
 REEXPORT = "from ctsr import CTSRPipeline\n"
 """pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
 
@@ -87,7 +86,7 @@ class CallOptions(TypedDict, total=False):
     """Keyword arguments of `CTSRPipeline.__call__` on which the type of its result does not depend."""
 
     timestep: int | None
-    t_map: Tensor | Image.Image | None
+    t_map: Maps | None
     tile: int
     tile_overlap: int | None
     color_fix: ColorFix | None
@@ -171,31 +170,47 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
     # --- loading and saving ---------------------------------------------------------------------------------------
 
     @classmethod
-    def mini(cls, torch_dtype: torch.dtype | Literal["auto"] = "auto", device: str | torch.device = "cpu") -> Self:
-        """The built-in ctsr-mini: no download, no text encoder.
-
-        Args:
-            torch_dtype: "auto" is bf16 where the device has it in hardware, else fp32.
-            device: where it runs.
-        """
-        return cls.from_single_file(own.MINI_WEIGHTS, torch_dtype=torch_dtype, device=device)
+    def mini(
+        cls,
+        torch_dtype: hub.DTypeOption = None,
+        device: str | torch.device = "cpu",
+        *,
+        dtype: hub.DTypeOption = None,
+    ) -> Self:
+        """The built-in ctsr-mini: no download, no text encoder. Arguments as for `from_single_file`."""
+        return cls.from_single_file(own.MINI_WEIGHTS, torch_dtype, device, dtype=dtype)
 
     @classmethod
     def from_single_file(
         cls,
         path: str | Path,
-        torch_dtype: torch.dtype | Literal["auto"] = "auto",
+        torch_dtype: hub.DTypeOption = None,
         device: str | torch.device = "cpu",
+        *,
+        dtype: hub.DTypeOption = None,
     ) -> Self:
         """A pipeline from one safetensors file with the configuration in its metadata, as `save_single_file` writes it.
+
+        Args:
+            path: the file.
+            torch_dtype, dtype: as for `from_pretrained`: fp32 by default, whatever the file holds.
+            device: where it runs.
 
         Raises:
             CheckpointError: the file is missing, truncated, or not one of ours; the message says what to do.
         """
-        return own.load_single_file(cls, Path(path), torch_dtype, torch.device(device))
+        place = torch.device(device)
+        dtypes = {name: hub.dtype_of(name, dtype, torch_dtype, place) for name in own.COMPONENTS}
+        return own.load_single_file(cls, Path(path), dtypes, place)
 
-    def save_single_file(self, path: str | Path, dtype: torch.dtype = torch.float16) -> None:
-        """Writes everything into one safetensors file, in `dtype`, by a temporary name and a rename."""
+    def save_single_file(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Writes everything into one safetensors file, by a temporary name and a rename.
+
+        Args:
+            path: of the file; its folder is made if it is missing.
+            dtype: of the weights in the file; by default as they are, so that a pipeline loaded in that dtype gives the
+                same bits. torch.float16 halves the file of one in fp32.
+        """
         own.save_single_file(self, Path(path), dtype)
 
     @classmethod
@@ -221,7 +236,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         Args:
             pretrained_model_name_or_path: the folder, or a name on the hub such as "user/model".
             torch_dtype, dtype: two spellings of one argument: a torch.dtype, or a dict of them by component with
-                "default"; fp32 by default. "auto" is bf16 where the device has it in hardware.
+                "default". fp32 by default, as everywhere in Python and whatever the files hold, so that loading what
+                was saved gives the same bits. "auto" is bf16 where the device has it in hardware.
             device_map: one device, such as "cuda".
             variant: of the weight files, such as "fp16".
             use_safetensors: False reads pickled weights, and of these tensors alone.
@@ -499,8 +515,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
     def __call__(
         self,
         image: Pictures,
-        t: float | Sequence[float] | Tensor = 0.5,
-        scale: float = 4.0,
+        t: Dial | None = None,
+        scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         *,
@@ -513,8 +529,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
     def __call__(
         self,
         image: Pictures,
-        t: float | Sequence[float] | Tensor = 0.5,
-        scale: float = 4.0,
+        t: Dial | None = None,
+        scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         *,
@@ -527,8 +543,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
     def __call__(
         self,
         image: Pictures,
-        t: float | Sequence[float] | Tensor = 0.5,
-        scale: float = 4.0,
+        t: Dial | None = None,
+        scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         *,
@@ -541,8 +557,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
     def __call__(
         self,
         image: Pictures,
-        t: float | Sequence[float] | Tensor = 0.5,
-        scale: float = 4.0,
+        t: Dial | None = None,
+        scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         *,
@@ -555,12 +571,12 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
     def __call__(
         self,
         image: Pictures,
-        t: float | Sequence[float] | Tensor = 0.5,
-        scale: float = 4.0,
+        t: Dial | None = None,
+        scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
         timestep: int | None = None,
-        t_map: Tensor | Image.Image | None = None,
+        t_map: Maps | None = None,
         tile: int = 0,
         tile_overlap: int | None = None,
         color_fix: ColorFix | None = None,
@@ -573,15 +589,18 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         """Upscales one picture or several, one at a time.
 
         Args:
-            image: a PIL picture of 8 bits a channel (alpha is dropped with a warning, EXIF rotation is not applied);
-                an array [h, w, 3] or [B, h, w, 3], uint8 or float in [0, 1]; a tensor [3, h, w] or [B, 3, h, w], float
-                in [0, 1]; or a list of these.
-            t: the dial, 0 = most realistic, 1 = most faithful; one number, or one a picture.
-            scale: output side / input side; the result has exactly round(scale * h) x round(scale * w) pixels.
-            height, width: size of the result instead of `scale`; give both.
+            image: a PIL picture of 8 or 16 bits a channel (turned upright by its EXIF orientation, alpha dropped with a
+                warning); an array [h, w, 3] or [B, h, w, 3] or a tensor [3, h, w] or [B, 3, h, w], uint8, uint16, or
+                float in [0, 1]; or a list of these.
+            t: the dial, 0 = most realistic, 1 = most faithful; one number, or one a picture; 0.5 by default.
+            scale: output side / input side, 4 by default; the result has exactly round(scale * h) x round(scale * w)
+                pixels.
+            height, width: pixels of the result instead of `scale`; of one alone, the other follows by the picture's
+                proportions.
             timestep: tau of the time-aware encoder instead of the checkpoint's own.
-            t_map: a map of t over the picture instead of `t`, of any size: a tensor [h, w] in [0, 1] or a grey picture
-                (black = 0); it is resized to the latents.
+            t_map: a map of t over the picture instead of `t`, of any size; one for all, or one a picture (a list or
+                batch): a grey picture (black is t = 0, white is t = 1), or an array or tensor [h, w] of bools, uint8,
+                uint16, or numbers in [0, 1].
             tile: side of a tile in output pixels; 0 takes that of `enable_tiling`, else chooses by picture size and
                 total memory, and does not tile when the picture fits. UNets with attention are tiled beyond 768x768.
             tile_overlap: output pixels that tiles share, for networks that normalise over space (128 by default, never
@@ -599,27 +618,25 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         """
         # 0. Check
         pictures = [batch[i : i + 1] for batch in as_tensors(image) for i in range(len(batch))]
-        dials = self.check_inputs(
-            pictures, t, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type
-        )
-        self.check_conditions(t_map, timestep, prompt_embeds, generator)
+        sizes = self.check_inputs(pictures, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type)
+        dials = self.check_dials(t, t_map, len(pictures))
+        self.check_conditions(timestep, prompt_embeds, generator)
         tiles = tile or self.default_tile
         options: dict[str, Any] = {"tile": tiles, "tile_overlap": tile_overlap, "callback": callback}
         fix = cast(ColorFix, self.config["color_fix"]) if color_fix is None else color_fix
         results: list[Tensor | Image.Image] = []
         noise = None if generator is None else generator.get_state()
-        for picture, dial in zip(pictures, dials, strict=True):  # [1, 3, h, w] in [0, 1]
+        for picture, size, dial in zip(pictures, sizes, dials, strict=True):  # [1, 3, h, w] in [0, 1]
             # 1. Enlarge and encode: z_L [1, C, H/f, W/f], H and W padded, f of the autoencoder
-            size = output_size(picture, scale, height, width)
             encoded = self.encode(picture, *size, timestep, **options)
             # 2. One UNet pass (two in some families): z0, delta, kappa [1, C, H/f, W/f]
             if generator is not None and noise is not None:
                 generator.set_state(noise)
             ends = self.endpoints(encoded.latents, timestep, prompt_embeds, generator, **options)
             # 3. Dial: z(t) [1, C, H/f, W/f]
-            if t_map is not None:
+            if isinstance(dial, Tensor):
                 cells = (ends.z0.shape[-2], ends.z0.shape[-1])
-                dial = map_to_latents(t_map, size, cells, self.vae_scale_factor).to(ends.z0.device)
+                dial = map_to_latents(dial, size, cells, self.vae_scale_factor).to(ends.z0.device)
             z = self.blend(ends, dial)
             # 4. Decode, crop, colours: [1, 3, H, W] in [0, 1]
             reference = encoded.reference
@@ -635,8 +652,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
     def check_inputs(
         self,
         pictures: Sequence[Tensor],
-        t: float | Sequence[float] | Tensor,
-        scale: float,
+        scale: float | None,
         height: int | None,
         width: int | None,
         timestep: int | None,
@@ -644,42 +660,45 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         tile_overlap: int | None,
         color_fix: str | None,
         output_type: str,
-    ) -> list[float]:
-        """Raises ValueError with the remedy for what cannot run; returns one t a picture."""
+    ) -> list[tuple[int, int]]:
+        """Raises ValueError with the remedy for what cannot run; returns height and width of each result."""
         if not pictures:
             raise ValueError("image is empty: pass at least one picture.")
-        if (height is None) != (width is None):
-            raise ValueError("height and width belong together: pass both, or `scale`.")
-        for picture in pictures:
-            check_size(*output_size(picture, scale, height, width))
+        if scale is not None and (height is not None or width is not None):
+            raise ValueError("scale and a size are both given: pass scale, or height and width, or one of these two.")
+        scale = DEFAULT_SCALE if scale is None else scale
+        sizes = [output_size(picture, scale, height, width) for picture in pictures]
+        for size in sizes:
+            check_size(*size)
         check_tile(tile, tile_overlap)
         if output_type not in ("pil", "pt", "np", "latent"):
             raise ValueError(f"output_type must be pil, pt, np or latent, not {output_type!r}.")
         if color_fix is not None:
             check_color_fix(color_fix)
-        sizes = {output_size(picture, scale, height, width) for picture in pictures}
-        if output_type != "pil" and len(sizes) > 1:
+        if output_type != "pil" and len(set(sizes)) > 1:
             raise ValueError("Results of several sizes cannot be one batch: use output_type 'pil' or height and width.")
         if timestep is not None and timestep not in range(families.TRAIN_TIMESTEPS):
             raise ValueError(f"timestep must be an integer from 0 to {families.TRAIN_TIMESTEPS - 1}, not {timestep}.")
+        return sizes
+
+    @staticmethod
+    def check_dials(t: Dial | None, t_map: Maps | None, count: int) -> list[float] | list[Tensor]:
+        """One t or map [h, w] for each of `count` pictures; raises ValueError for a dial that is none, or two."""
+        if t_map is not None:
+            if t is not None:
+                raise ValueError("t and t_map are both given: pass t, or a map that holds t everywhere.")
+            return as_maps(t_map, count)
+        t = DEFAULT_T if t is None else t
         families.check_dial("t", t)
         dials = [float(dial) for dial in torch.as_tensor(t, dtype=torch.float32).reshape(-1)]
-        if len(dials) not in (1, len(pictures)):
-            raise ValueError(f"t must be one number or one a picture: got {len(dials)} for {len(pictures)} pictures.")
-        return dials if len(dials) == len(pictures) else dials * len(pictures)
+        if len(dials) not in (1, count):
+            raise ValueError(f"t must be one number or one a picture: got {len(dials)} for {count} pictures.")
+        return dials if len(dials) == count else dials * count
 
     def check_conditions(
-        self,
-        t_map: Tensor | Image.Image | None,
-        timestep: int | None,
-        prompt_embeds: Tensor | None,
-        generator: torch.Generator | None,
+        self, timestep: int | None, prompt_embeds: Tensor | None, generator: torch.Generator | None
     ) -> None:
         """Raises ValueError with the remedy for what does not fit the checkpoint, before any network runs."""
-        if isinstance(t_map, Tensor):
-            check_map(t_map)
-        elif t_map is not None:
-            check_bits("t_map", t_map)
         self._encoder_timesteps(timestep)
         self._prompt(prompt_embeds, 1)
         if self.family.needs_seed and generator is None:

@@ -7,21 +7,22 @@ place of the dial costs a decode only.
 from pathlib import Path
 
 import typer
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ctsr import CTSRPipeline
-from ctsr.images.tensors import as_pil, from_pil
+from ctsr.images.inputs import from_pil
+from ctsr.images.tensors import as_pil
 
 
 def main(photo: Path, model: str = "mini", out: Path = Path(), device: str = "cpu") -> None:
     """MODEL is "mini", which is built in, or a folder or name on the hub for `from_pretrained`; OUT is a folder."""
     if model == "mini":
-        pipe = CTSRPipeline.mini(device=device)
+        pipe = CTSRPipeline.mini("auto", device)
     else:
         pipe = CTSRPipeline.from_pretrained(model, torch_dtype="auto", device_map=device)
     pipe.set_attention_backend("auto")
 
-    x = from_pil(ImageOps.exif_transpose(Image.open(photo)))  # [1, 3, h, w] in [0, 1]
+    x = from_pil(Image.open(photo))  # [1, 3, h, w] in [0, 1]
     encoded = pipe.encode(x, 4 * x.shape[2], 4 * x.shape[3])
     ends = pipe.endpoints(encoded.latents)
 

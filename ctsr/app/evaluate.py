@@ -28,10 +28,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from ..errors import CheckpointError, CTSRError, ImageReadError, first_line
+from ..images.inputs import from_pil
 from ..images.picture import Picture
 from ..images.read import read_picture, readable_suffixes
 from ..images.strip import dial_name
-from ..images.tensors import as_pil, from_pil, resize
+from ..images.tensors import as_pil, resize
 from ..images.write import write_picture
 from ..pipeline import Progress
 from ..whole_file import whole_file

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import safetensors
 import torch
@@ -29,7 +29,6 @@ from ..models.lora_variant import LoraVariant
 from ..models.prompt_embeddings import PromptEmbeddings
 from ..models.unet_mini import TimeConditionedUNetMini
 from ..models.unet_mini2 import TimeConditionedUNetMini2
-from ..precision import choose_dtype
 from ..whole_file import whole_file
 from .formats import SINGLE_FILE, SINGLE_FILE_FORMAT, refusal
 from .inspect import INDEX, Contents, library, look
@@ -52,21 +51,19 @@ CLASSES: Mapping[str, type[ModelMixin]] = {
 """Imported here, also because diffusers finds the classes of a saved pipeline only in modules that are loaded."""
 COMPONENTS = ("vae", "unet", "unet_variant", "prompt_embeddings")
 SETTINGS = ("family", "parameterization", "encoder_timesteps", "color_fix", "about", "time_aware_unet")
-CPU = torch.device("cpu")
 # What building and filling a model raises when its configuration or weights do not fit.
 BROKEN = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError)
 
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
-DType = torch.dtype | Literal["auto"]
 
 
-def save_single_file(pipeline: DiffusionPipeline, path: Path, dtype: torch.dtype) -> None:
+def save_single_file(pipeline: DiffusionPipeline, path: Path, dtype: torch.dtype | None) -> None:
     """Writes `path` under a temporary name in the same folder, then renames it.
 
     Args:
         pipeline: of any family; components of the classes in `CLASSES`.
         path: ends in .safetensors; its folder is made if it is missing.
-        dtype: of the floating tensors in the file.
+        dtype: of the floating tensors in the file; None keeps their own.
 
     Raises:
         ValueError: a component of another class, or adapters that a file cannot keep; the message says what to do.
@@ -127,14 +124,14 @@ def arguments_of(model: ModelMixin) -> dict[str, Any]:
 
 
 def load_single_file(
-    cls: type[PipelineT], path: Path, torch_dtype: DType = "auto", device: torch.device = CPU
+    cls: type[PipelineT], path: Path, dtypes: Mapping[str, torch.dtype], device: torch.device
 ) -> PipelineT:
     """The pipeline that `save_single_file` wrote, on `device`, channels-last.
 
     Args:
         cls: pipeline class to build.
         path: the file.
-        torch_dtype: "auto" is bf16 where the device has it in hardware, else fp32.
+        dtypes: of each of `COMPONENTS`.
         device: where it will run.
 
     Raises:
@@ -145,7 +142,6 @@ def load_single_file(
     if not SINGLE_FILE.detect(contents):
         raise refusal(contents)
     config, tensors = read_single_file(contents)
-    dtype = choose_dtype("auto", device) if torch_dtype == "auto" else torch_dtype
     try:
         models = {
             name: build(spec, {k: tensors[f"{name}.{k}"] for k in keys_of(tensors, name)})
@@ -158,8 +154,8 @@ def load_single_file(
     except BROKEN as error:
         message = f"{path} does not hold the model it describes ({first_line(error)}); fetch it again."
         raise CheckpointError(message) from error
-    for model in models.values():
-        move(model, device, dtype)
+    for name, model in models.items():
+        move(model, device, dtypes[name])
     return pipeline
 
 

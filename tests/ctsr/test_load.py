@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ctsr import CheckpointError, CTSRPipeline
+from ctsr import CheckpointError, CTSRPipeline, precision
 from ctsr.checkpoints import own
 from ctsr.checkpoints.inspect import look, read
 from ctsr.checkpoints.own import MINI_WEIGHTS
@@ -52,7 +52,7 @@ def test_single_file_round_trip(make_mini, make_sd, family, tmp_path):
     assert loaded.family == pipeline.family
     assert loaded.config["color_fix"] == pipeline.config["color_fix"]
     assert torch.equal(result(loaded), result(pipeline))
-    pipeline.save_single_file(path)
+    pipeline.save_single_file(path, torch.float16)
     weights = sum(p.numel() for model in (pipeline.vae, pipeline.unet) for p in model.parameters())
     assert path.stat().st_size < 2 * weights + 60_000  # two bytes each, and a header
     halved = CTSRPipeline.from_single_file(str(path), torch_dtype=torch.float32)
@@ -161,8 +161,45 @@ def test_three_routes(tiny_mini, tiny_mini_file, tmp_path, monkeypatch):
     for model in ("mini", tiny_mini_file, str(tiny_mini_file), tmp_path, str(tmp_path)):
         loaded = load_pipeline(model, torch.float32)
         assert torch.equal(result(loaded), result(tiny_mini))
-    automatic = load_pipeline(tmp_path)
-    assert automatic.unet.dtype == automatic.vae.dtype == own.choose_dtype("auto", torch.device("cpu"))
+
+
+ROUTES = {
+    "mini": lambda path, **dtype: CTSRPipeline.mini(**dtype),
+    "file": lambda path, **dtype: CTSRPipeline.from_single_file(path, **dtype),
+    "folder": lambda path, **dtype: CTSRPipeline.from_pretrained(path, **dtype),
+    "by name": lambda path, **dtype: load_pipeline(path, **dtype),
+}
+
+
+@pytest.mark.parametrize("route", ROUTES)
+def test_one_rule_for_the_dtype_on_every_route(route, make_mini, tmp_path, monkeypatch):
+    """fp32 unless told, whatever the files hold and whatever the processor has."""
+    half, path = torch.bfloat16, tmp_path / ("model" if route == "folder" else "model.safetensors")
+    pipeline = make_mini()
+    pipeline.to(half)
+    (pipeline.save_pretrained if route == "folder" else pipeline.save_single_file)(path)
+    monkeypatch.setattr(own, "MINI_WEIGHTS", path)
+    for has_it in (True, False):
+        monkeypatch.setattr(precision, "cpu_has_bf16", lambda has_it=has_it: has_it)
+        for given, expected in (({}, torch.float32), ({"torch_dtype": "auto"}, half if has_it else torch.float32)):
+            loaded = ROUTES[route](path, **given)
+            assert (loaded.vae.dtype, loaded.unet.dtype) == (expected, expected)
+    again = ROUTES[route](path, torch_dtype=half)
+    assert torch.equal(result(again), result(pipeline))
+    if route != "by name":
+        mixed = ROUTES[route](path, dtype={"vae": torch.float32, "default": half})
+        assert (mixed.vae.dtype, mixed.unet.dtype) == (torch.float32, half)
+
+
+@pytest.mark.skipif(not MINI_WEIGHTS.is_file(), reason="ctsr-mini is not trained yet")
+@pytest.mark.parametrize("dtype", [{}, {"torch_dtype": torch.bfloat16}], ids=["default", "bf16"])
+def test_saving_and_loading_the_built_in_mini_changes_no_bit(dtype, tmp_path):
+    pipeline = CTSRPipeline.mini(**dtype)
+    expected = result(pipeline)
+    pipeline.save_pretrained(tmp_path / "folder")
+    pipeline.save_single_file(tmp_path / "file.safetensors")
+    assert torch.equal(result(CTSRPipeline.from_pretrained(tmp_path / "folder", **dtype)), expected)
+    assert torch.equal(result(CTSRPipeline.from_single_file(tmp_path / "file.safetensors", **dtype)), expected)
 
 
 @pytest.mark.skipif(not MINI_WEIGHTS.is_file(), reason="ctsr-mini is not trained yet")

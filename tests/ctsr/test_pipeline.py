@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from PIL import Image
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from ctsr import CheckpointError, CTSRPipeline, TileMemoryError
@@ -32,7 +32,8 @@ def picture(height: int = 17, width: int = 22, batch: int = 1, seed: int = 0) ->
 
 
 def run(pipeline: CTSRPipeline, image: object, **options: object) -> Tensor:
-    return pipeline(image, **{"output_type": "pt", "t": 0.3, **options}).images
+    dial = {} if "t_map" in options else {"t": 0.3}
+    return pipeline(image, **{"output_type": "pt", **dial, **options}).images
 
 
 # ------------------------------------------------------------------------------------------------------ size
@@ -49,6 +50,11 @@ def test_exact_size(pipeline, height, width, scale):
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (5, 90), (31, 33)])
 def test_size_by_height_and_width(pipeline, height, width):
     assert run(pipeline, picture(), height=height, width=width).shape == (1, 3, height, width)
+
+
+@pytest.mark.parametrize(("given", "size"), [({"height": 51}, (51, 66)), ({"width": 11}, (9, 11)), ({}, (68, 88))])
+def test_one_side_follows_the_other_by_the_proportions(tiny_mini, given, size):
+    assert run(tiny_mini, picture(17, 22), **given).shape[-2:] == size
 
 
 def test_a_scale_below_one_keeps_at_least_a_pixel(tiny_mini):
@@ -138,6 +144,16 @@ def test_half_a_map(tiny_mini):
     assert torch.allclose(run(tiny_mini, x, output_type="latent", t_map=grey), z, atol=1e-5)
 
 
+def test_a_map_for_each_picture(tiny_mini):
+    several, maps = picture(8, 64, batch=2), torch.stack([torch.zeros(4, 32), torch.linspace(0, 1, 32).expand(4, 32)])
+    alone = [run(tiny_mini, several[i : i + 1], t_map=maps[i]) for i in range(2)]
+    for given in (maps, list(maps), maps[:, None].numpy()):
+        assert torch.equal(run(tiny_mini, several, t_map=given), torch.cat(alone))
+    shared = run(tiny_mini, several, t_map=maps[1:])
+    assert torch.equal(shared[1:], alone[1])
+    assert not torch.equal(shared[:1], alone[0])
+
+
 def test_a_map_lies_where_the_picture_is_and_its_padding_repeats_it():
     """A result of 12 pixels in 2 cells: the second cell is 4 pixels of the map and 4 times its last one."""
     ramp = torch.arange(12.0).expand(12, 12) / 12
@@ -173,7 +189,16 @@ def test_input_types(tiny_mini):
     image = Image.fromarray(pixels)
     locked = pixels.copy()
     locked.flags.writeable = False
-    inputs = (tensor, pixels, locked, pixels[None], pixels / 255, image, [image], [tensor], [pixels], tensor.double())
+    arrays = (
+        pixels,
+        locked,
+        pixels[None],
+        pixels / 255,
+        pixels * np.uint16(257),
+        (pixels * np.uint16(257)).astype(">u2"),
+    )
+    tensors = (tensor, tensor.double(), torch.from_numpy(pixels.copy()).permute(2, 0, 1))
+    inputs = (*arrays, *tensors, image, [image], [tensor], [pixels])
     for item in inputs:
         assert torch.allclose(run(tiny_mini, item), expected, atol=1e-6)
     flipped = run(tiny_mini, pixels[:, ::-1, ::-1])
@@ -187,8 +212,9 @@ def test_pillow_modes(tiny_mini, caplog):
     assert not caplog.records
     assert run(tiny_mini, Image.new("RGBA", (9, 6), (1, 2, 3, 4))).shape == (1, 3, 24, 36)
     assert "alpha" in caplog.text
-    with pytest.raises(ValueError, match="float array"):
-        run(tiny_mini, Image.fromarray(np.full((6, 9), 40000, np.uint16)))
+    deep = np.arange(6 * 9, dtype=np.uint16).reshape(6, 9) * 1200
+    expected = run(tiny_mini, torch.from_numpy(deep / 65535).expand(1, 3, 6, 9))
+    assert torch.allclose(run(tiny_mini, Image.fromarray(deep)), expected, atol=1e-6)
 
 
 def test_pictures_of_several_sizes(tiny_mini):
@@ -196,6 +222,20 @@ def test_pictures_of_several_sizes(tiny_mini):
     assert [image.size for image in tiny_mini(several).images] == [(36, 24), (16, 20)]
     with pytest.raises(ValueError, match="output_type 'pil'"):
         tiny_mini(several, output_type="pt")
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_that_lies_on_its_side_is_put_upright(tiny_mini, orientation):
+    upright = Image.fromarray((picture(6, 9)[0].permute(1, 2, 0) * 255).byte().numpy())
+    turns = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Pillow's transpositions that undo what the tag says
+    lying = upright if orientation == 1 else upright.transpose(Image.Transpose(turns[orientation]))
+    lying.getexif()[ExifTags.Base.Orientation] = orientation
+    grey = upright.convert("L")
+    lying_map = grey if orientation == 1 else grey.transpose(Image.Transpose(turns[orientation]))
+    lying_map.getexif()[ExifTags.Base.Orientation] = orientation
+    assert torch.equal(run(tiny_mini, lying), run(tiny_mini, upright))
+    assert torch.equal(run(tiny_mini, lying, t_map=lying_map), run(tiny_mini, upright, t_map=grey))
+    assert tiny_mini(lying).images[0].size == (36, 24)
 
 
 def test_color_fix(tiny_mini):
@@ -211,8 +251,11 @@ def test_color_fix(tiny_mini):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"height": 8}, "pass both"),
         ({"height": 0, "width": 8}, "from 1 to"),
+        ({"height": 8.0}, "whole numbers"),
+        ({"scale": 2, "height": 8, "width": 8}, "scale and a size are both given: pass"),
+        ({"scale": 4.0, "width": 8}, "scale and a size are both given: pass"),
+        ({"scale": 1e308}, "from 1 to"),
         ({"scale": 1e6}, "from 1 to"),
         ({"scale": 0}, "positive"),
         ({"scale": float("nan")}, "positive"),
@@ -227,10 +270,8 @@ def test_color_fix(tiny_mini):
         ({"t": 1.1}, "0 .most realistic. to 1"),
         ({"t": float("nan")}, "0 .most realistic. to 1"),
         ({"t": [0.1, 0.2]}, "one a picture"),
-        ({"t_map": torch.full((4, 4), 2.0)}, "t_map has values from 2 to 2"),
-        ({"t_map": torch.zeros(1, 4, 4)}, r"\[h, w\]"),
-        ({"t_map": Image.new("I;16", (4, 4))}, "t_map has more than 8 bits"),
-        ({"t_map": Image.new("F", (4, 4), 0.5)}, "t_map has more than 8 bits"),
+        ({"t": 0.5, "t_map": torch.zeros(4, 4)}, "t and t_map are both given: pass"),
+        ({"t": None, "t_map": torch.full((4, 4), 2.0)}, "t_map has values from 2 to 2"),
     ],
 )
 def test_options_that_cannot_run(tiny_mini, options, message):
@@ -245,7 +286,7 @@ def test_options_that_cannot_run(tiny_mini, options, message):
         (torch.rand(1, 4, 8, 8), "RGB"),
         (torch.rand(1, 3, 0, 8), "RGB"),
         (np.zeros((8, 8), np.uint8), "RGB"),
-        (torch.zeros(3, 8, 8, dtype=torch.uint8), "Divide by 255"),
+        (torch.zeros(3, 8, 8, dtype=torch.int64), "uint8, uint16, or float"),
         (torch.full((3, 8, 8), float("nan")), "NaN"),
         (torch.rand(3, 8, 8) * 255, "Scale"),
         (torch.rand(3, 8, 8) * 2 - 1, "Scale"),

@@ -42,7 +42,7 @@ def split_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
         image: [B, h, w, C] in about [0, 1]; 1 channel is grey, 3 are RGB, 4 RGBA.
 
     Returns:
-        RGB [B, 3, h, w] fp32, and alpha [B, 1, h, w] fp32 in [0, 1] or None.
+        RGB [B, 3, h, w] and alpha [B, 1, h, w] in [0, 1] or None; where `image` is fp32, both are views of it.
 
     Raises:
         ValueError: an empty image, another shape, or values that are no picture's.
@@ -51,11 +51,11 @@ def split_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"image has shape {list(image.shape)}: connect an IMAGE with 1, 3 or 4 channels.")
     if 0 in image.shape:
         raise ValueError(f"image is empty (shape {list(image.shape)}): connect one with pixels.")
-    pixels = image.movedim(-1, 1).float().contiguous()
+    pixels = image.movedim(-1, 1).float()
     low, high = (float(value) for value in pixels.aminmax())
     if not (low >= -0.5 and high <= 1.5):  # NaN fails too; a little outside is a resampler's overshoot
         raise ValueError(f"image holds values from {low:.3g} to {high:.3g}: connect one with values from 0 to 1.")
-    rgb = pixels.expand(-1, 3, -1, -1).contiguous() if pixels.shape[1] == 1 else pixels[:, :3].contiguous()
+    rgb = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
     return rgb, pixels[:, 3:].clamp(0, 1) if pixels.shape[1] == 4 else None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -10,14 +9,15 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import check_choice, check_samples, whole
+from .checks import check_choice, whole
 from .inputs import COLOR_FIXES, LARGEST_TILE, color_fix_input, tile_input
-from .values import Origin, origin_of
+from .latents import receive, turn
+from .plan import check_batch
+from .progress import Work, working
+from .values import Origin
 
 if TYPE_CHECKING:
     from ..ctsr.images.color_fix import ColorFix
-
-logger = logging.getLogger(__name__)
 
 
 class TiledVAEDecode(io.ComfyNode):
@@ -44,10 +44,15 @@ class TiledVAEDecode(io.ComfyNode):
     def execute(cls, vae: host.CTSRVAE, latent: dict[str, Any], tile: int, color_fix: str) -> io.NodeOutput:
         model = model_of(vae)
         tile = whole("tile", tile, 0, LARGEST_TILE)
-        samples: Tensor = latent["samples"]
-        check_samples(samples, model.latent_channels)
-        origin = origin_of(latent, model.model_id, model.pipeline.pad_multiple, model.pipeline.vae_scale_factor)
-        return io.NodeOutput(decode(model, samples, origin, tile, color_fix, host.Bar(len(samples), ["decode"])))
+        check_choice("color_fix", color_fix, COLOR_FIXES)
+        with working(len(latent["samples"]), ["decode"]) as work:
+            samples, origin = receive(model, latent, work)
+            check_batch(len(samples), origin.size)
+            images = host.Batch(len(samples))
+            for i in range(len(samples)):
+                images.add(decode(model, samples[i : i + 1], origin.row(i), tile, color_fix, work, i))
+            work.result = describe(images.result())
+            return io.NodeOutput(images.result())
 
 
 def model_of(vae: Any) -> host.HostModel:
@@ -58,31 +63,25 @@ def model_of(vae: Any) -> host.HostModel:
 
 
 def decode(
-    model: host.HostModel, samples: Tensor, origin: Origin, tile: int, color_fix: str, bar: host.Bar, first: int = 0
+    model: host.HostModel, samples: Tensor, origin: Origin, tile: int, color_fix: str, work: Work, number: int = 0
 ) -> Tensor:
-    """IMAGE [B, H, W, 3 or 4] of unscaled latents [B, C, h, w], whose first is number `first` on the progress bar."""
+    """IMAGE [1, H, W, 3 or 4] of unscaled latents [1, C, h, w], of picture `number` in the work."""
     from ..ctsr.images.tensors import resize
     from ..ctsr.runtime.offload import check_tile
 
-    check_choice("color_fix", color_fix, COLOR_FIXES)
     check_tile(tile, None)
-    pipe, size, reference = model.pipeline, origin.size, origin.reference
+    size, reference = origin.size, origin.reference
     if reference is None and color_fix != "none":
-        logger.warning("Without the picture that TimeAwareEncode saw, colours are left as they are decoded.")
+        work.warn("Without the picture that TimeAwareEncode saw, colours are left as they are decoded.")
     fix = cast("ColorFix", "none" if reference is None else color_fix)
-    host.load(model, "decode", *size, tile)
-    pictures = [
-        pipe.decode_unscaled(
-            samples[i : i + 1],
-            size,
-            None if reference is None else reference[i : i + 1],
-            fix,
-            tile,
-            callback=bar.picture(first + i),
-        )
-        for i in range(len(samples))
-    ]
-    image = host.intermediate(torch.cat(pictures) if len(pictures) > 1 else pictures[0])
+    work.memory = max(work.memory, host.load(model, "decode", *size, tile))
+    picture = model.pipeline.decode_unscaled(samples.float(), size, reference, fix, tile, callback=work.picture(number))
     if origin.alpha is not None:
-        image = torch.cat([image, resize(origin.alpha, *size).clamp_(0, 1).to(image)], dim=1)
-    return image.movedim(1, -1)
+        picture = torch.cat([picture, resize(origin.alpha, *size).clamp_(0, 1).to(picture)], dim=1)
+    return turn(picture, origin.turn).movedim(1, -1)
+
+
+def describe(images: Tensor) -> str:
+    """Size and number of an IMAGE [B, H, W, C] in words."""
+    count, height, width = images.shape[:3]
+    return f"{width}x{height}" + (f" · {count} pictures" if count > 1 else "")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
 from .checks import check_number, split_image, whole
 from .inputs import LARGEST_SCALE, LARGEST_SIDE, LARGEST_TILE, SMALLEST_SCALE, model_input, scale_input, tile_input
-from .values import Origin, make_latent
+from .latents import make_latent
+from .plan import check_graph
+from .progress import Work, working
+from .values import Origin
 
 DEFAULT_TIMESTEP = -1
 LAST_TIMESTEP = 999
@@ -72,8 +74,11 @@ class TimeAwareEncode(io.ComfyNode):
         rgb, alpha = split_image(image)
         size = target_size(rgb, scale, whole("width", width, 0, LARGEST_SIDE), whole("height", height, 0, LARGEST_SIDE))
         own = None if timestep == DEFAULT_TIMESTEP else timestep
-        samples, origin = encode(model, rgb, alpha, size, own, seed, tile, host.Bar(len(rgb), ["encode"]))
-        return io.NodeOutput(make_latent(samples, origin))
+        check_graph(model, len(rgb), size)
+        with working(len(rgb), ["encode"]) as work:
+            samples, origin = encode(model, rgb, alpha, size, own, seed, tile, work)
+            work.result = f"for {size[1]}x{size[0]}"
+            return io.NodeOutput(make_latent(samples, origin))
 
 
 def target_size(rgb: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
@@ -104,21 +109,23 @@ def encode(
     timestep: int | None,
     seed: int,
     tile: int,
-    bar: host.Bar,
+    work: Work,
     first: int = 0,
 ) -> tuple[Tensor, Origin]:
     """Unscaled latents [B, C, h, w] of pictures [B, 3, h, w], and where they come from.
 
-    `first` is the number of the first picture on the progress bar, `timestep` None the checkpoint's own.
+    `first` is the number of the first picture in the work, `timestep` None the checkpoint's own.
     """
     from ..ctsr.runtime.offload import check_tile
 
     check_tile(tile, None)
     pipe = model.pipeline
-    host.load(model, "encode", *size, tile)
-    encoded = [
-        pipe.encode_unscaled(rgb[i : i + 1], *size, timestep, tile, callback=bar.picture(first + i))
-        for i in range(len(rgb))
-    ]
-    samples, *second = (host.intermediate(torch.cat(latents)) for latents in zip(*encoded, strict=True))
+    work.memory = max(work.memory, host.load(model, "encode", *size, tile))
+    passes: list[host.Batch] = []
+    for i in range(len(rgb)):
+        latents = pipe.encode_unscaled(rgb[i : i + 1], *size, timestep, tile, callback=work.picture(first + i))
+        passes = passes or [host.Batch(len(rgb)) for _ in latents]
+        for batch, z in zip(passes, latents, strict=True):
+            batch.add(z)
+    samples, *second = (batch.result() for batch in passes)
     return samples, Origin(model.model_id, size, rgb, alpha, timestep, seed, second[0] if second else None)

@@ -1,4 +1,4 @@
-"""The only file that touches the host's memory management: devices, dtypes, loading, eviction, progress, cancel.
+"""The only file that touches the host's memory management: devices, dtypes, loading, eviction, cancel.
 
 Networks are held by patchers of the host, so that it moves them to the device when they are needed and off it when
 other models need the room. The host keeps weak references: `HostModel` keeps patchers and networks alive together.
@@ -7,7 +7,7 @@ other models need the room. The host keeps weak references: `HostModel` keeps pa
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -24,15 +24,13 @@ from .checkpoints import BUILT_IN, find
 from .checks import check_choice
 
 if TYPE_CHECKING:
-    from ..ctsr.pipeline import CTSRPipeline, Progress
+    from ..ctsr.pipeline import CTSRPipeline
     from ..ctsr.precision import Precision
     from ..ctsr.runtime.attention import Attention
     from ..ctsr.tiling.networks import Stage
 
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 ATTENTIONS = ["auto", "xformers", "sdpa"]
-TICKS = 1000
-"""Steps of a progress bar: stages have different numbers of tiles."""
 
 
 class CTSRNetwork(nn.Module):
@@ -126,12 +124,17 @@ class HostModel:
         return cast(int, self.vae.latent_channels)
 
 
-def load(model: HostModel, stage: Stage, height: int, width: int, tile: int) -> None:
-    """Has the host load a network, evicting others for it and for its work on height x width pixels of the result."""
+def load(model: HostModel, stage: Stage, height: int, width: int, tile: int) -> int:
+    """Has the host load a network, evicting others for it and for its work on height x width pixels of the result.
+
+    Returns:
+        the bytes that its work is predicted to take.
+    """
     mm.throw_exception_if_processing_interrupted()
     patcher = model.unet if stage == "unet" else model.autoencoder
     need = model.pipeline.predicted_memory(stage, height, width, tile, patcher.load_device)
     mm.load_models_gpu([patcher], memory_required=need, force_full_load=True)
+    return need
 
 
 def free_memory() -> None:
@@ -199,24 +202,57 @@ def silenced(text: str) -> Iterator[None]:
         logger.removeFilter(keep)
 
 
-class Bar:
-    """The host's progress bar over several pictures and stages; every tile is a chance to cancel."""
-
-    def __init__(self, pictures: int, stages: Sequence[str]):
-        self.pictures, self.stages = pictures, stages
-        self.bar = comfy.utils.ProgressBar(TICKS)
-
-    def picture(self, number: int) -> Progress:
-        """What the pipeline calls after every tile of picture `number`."""
-
-        def on_tile(stage: str, done: int, total: int) -> None:
-            mm.throw_exception_if_processing_interrupted()
-            part = (self.stages.index(stage) + done / total) / len(self.stages)
-            self.bar.update_absolute(int(TICKS * (number + part) / self.pictures), TICKS)
-
-        return on_tile
+def new_bar(total: int) -> Any:
+    """The host's progress bar of the node at work."""
+    return comfy.utils.ProgressBar(total)
 
 
-def intermediate(x: Tensor) -> Tensor:
-    """On the device where the host keeps what travels between nodes."""
-    return x.to(mm.intermediate_device())
+def stop_if_cancelled() -> None:
+    """Raises the host's own exception when the user has cancelled."""
+    mm.throw_exception_if_processing_interrupted()
+
+
+def intermediate_device() -> torch.device:
+    """Where the host keeps what travels between nodes."""
+    return mm.intermediate_device()
+
+
+def intermediate_dtype() -> torch.dtype:
+    """Number format of pictures and latents between nodes: fp32, unless a newer host was told otherwise."""
+    return mm.intermediate_dtype() if hasattr(mm, "intermediate_dtype") else torch.float32
+
+
+class Batch:
+    """Results of one picture each, written into one tensor on the intermediate device as they come.
+
+    So a batch holds its results once, beside one picture at work.
+
+    Args:
+        count: of results.
+        dtype: of the batch; by default `intermediate_dtype`.
+    """
+
+    def __init__(self, count: int, dtype: torch.dtype | None = None):
+        self.count, self.done = count, 0
+        self.dtype = dtype or intermediate_dtype()
+        self.whole: Tensor | None = None
+
+    def add(self, x: Tensor) -> None:
+        """The next result, [1, ...] like those before it."""
+        whole = self.whole
+        if whole is None:
+            whole = torch.empty((self.count, *x.shape[1:]), dtype=self.dtype, device=mm.intermediate_device())
+        whole[self.done] = x[0]
+        self.whole, self.done = whole, self.done + 1
+
+    def so_far(self) -> Tensor:
+        """Those that have been added, at least one."""
+        if self.whole is None:
+            raise RuntimeError("Nothing was added.")
+        return self.whole[: self.done]
+
+    def result(self) -> Tensor:
+        """[count, ...], once all have been added."""
+        if self.whole is None or self.done != self.count:
+            raise RuntimeError(f"{self.done} of {self.count} results were added.")
+        return self.whole

@@ -7,8 +7,10 @@ from comfy_api.latest import io
 
 from . import host
 from .checks import check_choice, whole
-from .decode import decode, model_of
+from .decode import decode, describe, model_of
 from .inputs import COLOR_FIXES, LARGEST_TILE, Ends, color_fix_input, tile_input
+from .plan import check_batch
+from .progress import working
 from .values import HostEndpoints
 
 MOST = 21
@@ -60,16 +62,18 @@ class CTSRSweep(io.ComfyNode):
             )
         dials = [round(i / (count - 1), 2) for i in range(count)]
         pictures = len(endpoints.ends.z0)
-        bar = host.Bar(pictures * count, ["decode"])
-        sweeps = [
-            decode(
-                model, blend(endpoints.ends, t) / endpoints.scaling_factor, origin, tile, color_fix, bar, i * pictures
-            )
-            for i, t in enumerate(dials)
-        ]
-        images = torch.stack(sweeps, dim=1).flatten(0, 1)  # every picture's values of t together
-        strips = [strip([sweep[i : i + 1] for sweep in sweeps], dials) for i in range(pictures)]
-        return io.NodeOutput(images, torch.cat(strips))
+        check_batch(pictures * count, origin.size)
+        images, strips = host.Batch(pictures * count), host.Batch(pictures)
+        with working(pictures * count, ["decode"]) as work:
+            for i in range(pictures):  # every picture's values of t together
+                row = endpoints.row(i)
+                for number, t in enumerate(dials, i * count):
+                    z = blend(row.ends, t) / endpoints.scaling_factor
+                    images.add(decode(model, z, row.origin, tile, color_fix, work, number))
+                done = images.so_far()[i * count :]
+                strips.add(strip(list(done.split(1)), dials))
+            work.result = describe(images.result())
+            return io.NodeOutput(images.result(), strips.result())
 
 
 def strip(images: list[torch.Tensor], dials: list[float]) -> torch.Tensor:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-
 from comfy_api.latest import io
 from torch import Tensor
 
+from . import host
 from .checks import check_mask, whole
 from .inputs import Ends, dial_input
+from .latents import make_latent, turn_back
 from .masks import dial_map, is_placeholder
-from .values import HostEndpoints, make_latent
-
-logger = logging.getLogger(__name__)
+from .progress import working
+from .values import HostEndpoints
 
 LARGEST_FEATHER = 1024
 
@@ -59,15 +58,28 @@ class TradeoffT(io.ComfyNode):
         check_dial("t", t)
         check_dial("t_inside", t_inside)
         feather = whole("feather", feather, 0, LARGEST_FEATHER)
-        ends, origin = endpoints.ends, endpoints.origin
-        if ends.delta is None:
-            logger.warning("%s has no dial, or none at a timestep set by hand: t changes nothing.", origin.model_id)
-        dial: float | Tensor = t
-        if mask is not None and not is_placeholder(mask):
-            seen = origin.reference
-            picture = None if seen is None else (seen.shape[-2], seen.shape[-1])
-            check_mask(mask, len(ends.z0), origin.size, picture)
-            cells = (ends.z0.shape[-2], ends.z0.shape[-1])
-            factor = endpoints.vae_scale_factor
-            dial = dial_map(mask, t, t_inside, feather, origin.size, cells, factor).to(ends.z0.device)
-        return io.NodeOutput(make_latent(blend(ends, dial) / endpoints.scaling_factor, origin))
+        origin, count = endpoints.origin, len(endpoints.ends.z0)
+        with working(count) as work:
+            if endpoints.ends.delta is None:
+                work.warn(f"{origin.model_id} has no dial, or none at a timestep set by hand: t changes nothing.")
+            is_masked = mask is not None and not is_placeholder(mask)
+            dials = masked(endpoints, mask, t, t_inside, feather).split(1) if is_masked else [float(t)]
+            z = host.Batch(count)
+            for i in range(count):
+                dial = dials[i % len(dials)]  # one for all, or one a picture
+                z.add(blend(endpoints.row(i).ends, dial) / endpoints.scaling_factor)
+            return io.NodeOutput(make_latent(z.result(), origin))
+
+
+def masked(endpoints: HostEndpoints, mask: Tensor, t: float, t_inside: float, feather: int) -> Tensor:
+    """A map of t [1 or B, 1, h, w] over the latents, from a mask that lies as the result will.
+
+    Raises:
+        ValueError: the mask does not belong to the picture.
+    """
+    origin, z0 = endpoints.origin, endpoints.ends.z0
+    seen = origin.reference
+    upright = turn_back(mask, origin.turn)
+    check_mask(upright, len(z0), origin.size, None if seen is None else (seen.shape[-2], seen.shape[-1]))
+    cells = (z0.shape[-2], z0.shape[-1])
+    return dial_map(upright, t, t_inside, feather, origin.size, cells, endpoints.vae_scale_factor).to(z0.device)

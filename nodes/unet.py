@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import check_samples, whole
+from .checks import whole
 from .inputs import LARGEST_TILE, Ends, model_input, tile_input
-from .values import HostEndpoints, Origin, origin_of
-
-if TYPE_CHECKING:
-    from ..ctsr.families import Endpoints
+from .latents import receive
+from .progress import Work, working
+from .values import HostEndpoints, Origin
 
 
 class OneStepSRUNet(io.ComfyNode):
@@ -39,20 +38,20 @@ class OneStepSRUNet(io.ComfyNode):
     @classmethod
     def execute(cls, model: host.HostModel, latent: dict[str, Any], tile: int) -> io.NodeOutput:
         tile = whole("tile", tile, 0, LARGEST_TILE)
-        samples: Tensor = latent["samples"]
-        check_samples(samples, model.latent_channels, model.pipeline.pad_multiple // model.pipeline.vae_scale_factor)
-        origin = origin_of(latent, model.model_id, model.pipeline.pad_multiple, model.pipeline.vae_scale_factor)
-        return io.NodeOutput(restore(model, samples, origin, tile, host.Bar(len(samples), ["unet"])))
+        with working(len(latent["samples"]), ["unet"]) as work:
+            samples, origin = receive(model, latent, work, model.pipeline.pad_multiple)
+            return io.NodeOutput(restore(model, samples, origin, tile, work))
 
 
 def restore(
-    model: host.HostModel, samples: Tensor, origin: Origin, tile: int, bar: host.Bar, first: int = 0
+    model: host.HostModel, samples: Tensor, origin: Origin, tile: int, work: Work, first: int = 0
 ) -> HostEndpoints:
-    """Endpoints of unscaled latents [B, C, h, w], whose first is number `first` on the progress bar.
+    """Endpoints of unscaled latents [B, C, h, w], whose first is number `first` in the work.
 
     Raises:
         ValueError: the checkpoint takes two encodes and the latent brings one.
     """
+    from ..ctsr.families import Endpoints
     from ..ctsr.runtime.offload import check_tile
 
     check_tile(tile, None)
@@ -65,26 +64,14 @@ def restore(
             "TimeAwareEncode directly."
         )
     height, width = (side * pipe.vae_scale_factor for side in samples.shape[-2:])
-    host.load(model, "unet", height, width, tile)
-    parts: list[Endpoints] = []
+    work.memory = max(work.memory, host.load(model, "unet", height, width, tile))
+    parts: dict[str, host.Batch] = {}
     for i in range(len(samples)):
-        latents = [z[i : i + 1] * pipe.scaling_factor for z in encodes]
+        latents = [z[i : i + 1].float() * pipe.scaling_factor for z in encodes]
         noise = torch.Generator().manual_seed(origin.seed)
-        ends = pipe.endpoints(latents, origin.timestep, generator=noise, tile=tile, callback=bar.picture(first + i))
-        parts.append(ends)
-    return HostEndpoints(stack(parts), pipe.scaling_factor, pipe.vae_scale_factor, origin)
-
-
-def stack(parts: list[Endpoints]) -> Endpoints:
-    """Endpoints of one picture each as those of a batch, on the intermediate device."""
-    from ..ctsr.families import Endpoints
-
-    def joined(tensors: list[Tensor | None]) -> Tensor | None:
-        given = [x for x in tensors if x is not None]
-        return host.intermediate(torch.cat(given)) if given else None
-
-    return Endpoints(
-        host.intermediate(torch.cat([part.z0 for part in parts])),
-        joined([part.delta for part in parts]),
-        joined([part.kappa for part in parts]),
-    )
+        ends = pipe.endpoints(latents, origin.timestep, generator=noise, tile=tile, callback=work.picture(first + i))
+        for name, value in (("z0", ends.z0), ("delta", ends.delta), ("kappa", ends.kappa)):
+            if value is not None:
+                parts.setdefault(name, host.Batch(len(samples), torch.float32)).add(value)
+    batches = {name: batch.result() for name, batch in parts.items()}
+    return HostEndpoints(Endpoints(**batches), pipe.scaling_factor, pipe.vae_scale_factor, origin)

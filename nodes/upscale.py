@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
 from .checks import split_image
-from .decode import decode
+from .decode import decode, describe
 from .encode import encode, target_size
 from .inputs import dial_input, model_input, scale_input
+from .plan import check_batch
+from .progress import Work, working
 from .unet import restore
 
 STAGES = ["encode", "unet", "decode"]
@@ -43,14 +44,15 @@ class CTSRUpscale(io.ComfyNode):
         check_dial("t", t)
         rgb, alpha = split_image(image)
         size = target_size(rgb, scale, 0, 0)
+        check_batch(len(rgb), size)
         model = model or host.built_in()
-        bar = host.Bar(len(rgb), STAGES)
-        alphas = [None] * len(rgb) if alpha is None else alpha.split(1)
-        pictures = [
-            upscale(model, picture, its_alpha, size, t, bar, i)
-            for i, (picture, its_alpha) in enumerate(zip(rgb.split(1), alphas, strict=True))
-        ]
-        return io.NodeOutput(torch.cat(pictures))
+        images = host.Batch(len(rgb))
+        with working(len(rgb), STAGES) as work:
+            for i in range(len(rgb)):
+                its_alpha = None if alpha is None else alpha[i : i + 1]
+                images.add(upscale(model, rgb[i : i + 1], its_alpha, size, t, work, i))
+            work.result = describe(images.result())
+            return io.NodeOutput(images.result())
 
 
 def upscale(
@@ -59,13 +61,14 @@ def upscale(
     alpha: Tensor | None,
     size: tuple[int, int],
     t: float,
-    bar: host.Bar,
+    work: Work,
     number: int,
 ) -> Tensor:
     """IMAGE [1, H, W, 3 or 4] of one picture [1, 3, h, w]: the steps of the other nodes."""
     from ..ctsr.families import blend
 
-    samples, origin = encode(model, rgb, alpha, size, None, 0, 0, bar, number)
-    ends = restore(model, samples, origin, 0, bar, number)
+    samples, origin = encode(model, rgb, alpha, size, None, 0, 0, work, number)
+    ends = restore(model, samples, origin, 0, work, number)
     z = blend(ends.ends, t) / ends.scaling_factor
-    return decode(model, z, origin, 0, model.pipeline.config["color_fix"], bar, number)
+    del samples, ends  # a gigabyte at 8K
+    return decode(model, z, origin, 0, model.pipeline.config["color_fix"], work, number)

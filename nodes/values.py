@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 if TYPE_CHECKING:
     from ..ctsr.families import Endpoints
 
-logger = logging.getLogger(__name__)
-
-KEY = "ctsr"
-"""Of the entry in a LATENT."""
-
 
 @dataclass(frozen=True)
 class Origin:
-    """What the steps after TimeAwareEncode need to know beside the latent.
+    """What the steps after TimeAwareEncode need to know beside the latent; all of it lies as the network sees it.
 
     Attributes:
         model_id: of the checkpoint whose latents these are.
@@ -29,6 +23,7 @@ class Origin:
         timestep: tau of the encoder where it is not the checkpoint's own.
         seed: of the start noise, for families that have one.
         second: unscaled latents of the second encode of two-tau families, [B, C, h, w], or None.
+        turn: how LATENTs and results lie, turned from what the network sees: see `latents.turn`.
     """
 
     model_id: str
@@ -38,6 +33,15 @@ class Origin:
     timestep: int | None = None
     seed: int = 0
     second: Tensor | None = None
+    turn: int = 0
+
+    def row(self, number: int) -> Origin:
+        """That of one picture of the batch."""
+
+        def one(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x[number : number + 1]
+
+        return replace(self, reference=one(self.reference), alpha=one(self.alpha), second=one(self.second))
 
 
 @dataclass(frozen=True)
@@ -56,57 +60,8 @@ class HostEndpoints:
     vae_scale_factor: int
     origin: Origin
 
-
-@dataclass(frozen=True)
-class Entry:
-    """What a LATENT holds beside its samples: which samples these were, and where they come from."""
-
-    samples: Tensor
-    origin: Origin
-
-
-def make_latent(samples: Tensor, origin: Origin) -> dict[str, Any]:
-    """A LATENT: unscaled samples [B, C, h, w] and the entry for the nodes after it."""
-    return {"samples": samples, KEY: Entry(samples, origin)}
-
-
-def origin_of(latent: dict[str, Any], model_id: str, pad_multiple: int, vae_scale_factor: int) -> Origin:
-    """The entry of a LATENT, or what can be known without one.
-
-    The host's own latent nodes copy entries but change samples. Of samples of another size or number nothing is known
-    any more; of others (mirrored, turned, blended) the size is, but not what they show where. Both with a warning.
-
-    Args:
-        latent: `samples` [B, C, h, w], and perhaps the entry.
-        model_id: of the checkpoint that will take it.
-        pad_multiple: pixels that the sides of an encoded picture are padded to a multiple of.
-        vae_scale_factor: pixels a latent on each side.
-
-    Raises:
-        ValueError: the latent is another checkpoint's.
-    """
-    samples: Tensor = latent["samples"]
-    unknown = Origin(model_id, (samples.shape[-2] * vae_scale_factor, samples.shape[-1] * vae_scale_factor))
-    entry: Entry | None = latent.get(KEY)
-    if entry is None:
-        return unknown
-    origin = entry.origin
-    if origin.model_id != model_id:
-        raise ValueError(
-            f"latent was made by {origin.model_id}, but this node has {model_id}: connect both to the same LoadCTSR."
-        )
-    padded = tuple(-(-side // pad_multiple) * pad_multiple for side in origin.size)
-    count = samples.shape[0] if origin.reference is None else origin.reference.shape[0]
-    if padded != unknown.size or count != samples.shape[0]:
-        logger.warning(
-            "A node before this one changed the latent's size or batch: what TimeAwareEncode noted of the picture no "
-            "longer fits, so the result is neither cropped nor colour-fixed."
-        )
-        return unknown
-    if entry.samples is not samples:
-        logger.warning(
-            "A node before this one changed the latent: its colours are not fixed by the picture that TimeAwareEncode "
-            "saw, and alpha is left out."
-        )
-        return replace(origin, reference=None, alpha=None, second=None)
-    return origin
+    def row(self, number: int) -> HostEndpoints:
+        """That of one picture of the batch."""
+        ends = self.ends
+        rows = [None if x is None else x[number : number + 1] for x in (ends.z0, ends.delta, ends.kappa)]
+        return replace(self, ends=type(ends)(*rows), origin=self.origin.row(number))

@@ -180,7 +180,7 @@ def test_the_walk_resolves_relative_imports():
 
 MANAGES_MEMORY = "host.py"
 OF_THE_HOST = re.compile(r"(comfy|comfy_api|folder_paths)(\.|$)")
-HOSTLESS = {"__init__.py", "checks.py", "masks.py", "values.py"}
+HOSTLESS = {"__init__.py", "checks.py", "latents.py", "masks.py", "values.py"}
 HEAVY = re.compile(r"(diffusers|transformers|peft|accelerate|huggingface_hub|xformers|training|ctsr)(\.|$)")
 
 

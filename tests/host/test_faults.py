@@ -20,7 +20,6 @@ from tests.host.graphs import (
     picture_of,
     put,
     refusal,
-    saved,
     succeed,
 )
 
@@ -281,38 +280,6 @@ def test_a_type_of_another_node_is_refused_by_the_host(server):
     prompt = five()
     prompt["dial"]["inputs"]["endpoints"] = ["encode", 0]
     assert "CTSR_ENDPOINTS" in refusal(server, prompt)
-
-
-STALE = {
-    "upscaled": node("LatentUpscale", upscale_method="nearest-exact", width=240, height=168, crop="disabled"),
-    "repeated": node("RepeatLatentBatch", amount=2),
-}
-
-
-@pytest.mark.parametrize(("kind", "count", "size"), [("upscaled", 1, (240, 168)), ("repeated", 2, (160, 112))])
-def test_latent_that_a_node_of_the_host_changed(server, kind, count, size):
-    prompt = five()
-    prompt["change"] = node(STALE[kind]["class_type"], samples=["dial", 0], **STALE[kind]["inputs"])
-    prompt["decode"]["inputs"]["latent"] = ["change", 0]
-    before = server.log.count("neither cropped nor colour-fixed")
-    (image,) = saved(server, prompt, ["decode", 0])
-    assert image.shape == (count, size[1], size[0], 3)
-    assert server.log.count("neither cropped nor colour-fixed") > before
-    prompt["plain"] = node("VAEDecode", samples=["change", 0], vae=["load", 1])
-    (plain,) = saved(server, prompt, ["plain", 0])
-    np.testing.assert_allclose(image, plain, atol=1e-5, rtol=0)
-
-
-def test_a_mirrored_latent_is_decoded_without_the_old_picture_s_colours(server):
-    prompt = five()
-    prompt["change"] = node("LatentFlip", samples=["dial", 0], flip_method="x-axis: vertically")
-    prompt["decode"]["inputs"]["latent"] = ["change", 0]
-    before = server.log.count("colours are not fixed")
-    (image,) = saved(server, prompt, ["decode", 0])
-    assert server.log.count("colours are not fixed") > before
-    prompt["plain"] = node("VAEDecode", samples=["change", 0], vae=["load", 1])
-    (plain,) = saved(server, prompt, ["plain", 0])
-    np.testing.assert_allclose(image, plain, atol=1e-5, rtol=0)
 
 
 def test_latent_changed_before_the_unet(server):

@@ -40,9 +40,3 @@ def checks(submodule: Submodule) -> ModuleType:
 def masks(submodule: Submodule) -> ModuleType:
     """nodes/masks.py."""
     return submodule("nodes.masks")
-
-
-@pytest.fixture(scope="session")
-def values(submodule: Submodule) -> ModuleType:
-    """nodes/values.py."""
-    return submodule("nodes.values")

@@ -1,8 +1,12 @@
 """What the stages' tests train on, and for how long."""
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,8 @@ from training.data.photos import is_held_back
 from training.engine.run import Run
 from training.engine.sources import Sample
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(autouse=True)
 def fresh_process() -> Iterator[None]:
@@ -28,6 +34,40 @@ def fresh_process() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+@pytest.fixture(scope="session")
+def start_processes() -> Callable[..., list[subprocess.Popen[bytes]]]:
+    """`start_processes(script, words, ...)`: one process for each row of words, with what a launcher gives them."""
+
+    def start(script: str, *rows: Sequence[str]) -> list[subprocess.Popen[bytes]]:
+        shared = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "WORLD_SIZE": str(len(rows)),
+            "LOCAL_WORLD_SIZE": str(len(rows)),
+        }
+        return [
+            subprocess.Popen(
+                [sys.executable, script, *words],
+                cwd=ROOT,
+                env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+            )
+            for rank, words in enumerate(rows)
+        ]
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,8 @@ from training.data.degradation_batched import PairsOnDevice
 from training.data.pairs import SOFTEST, Pairs, held_back_pairs, make_pair, paired_photos
 from training.data.photos import Photos, load_photos
 from training.data.shards import ShardSource
-from training.engine.run import own_device
+from training.engine.processes import total
+from training.engine.run import own_device, own_share
 from training.engine.sources import ByNumber, Sample, Source
 
 SMALLEST = 256  # px of the shorter side of a photograph that is used
@@ -24,7 +25,7 @@ class Data:
     """Where the pictures come from.
 
     Attributes:
-        photos: folder of photographs; one in twelve is held back, also when training reads shards.
+        photos: folder of photographs; one in twelve, but at most 128, are held back, also when training reads shards.
         shards: pattern of WebDataset shards that `training.data.shards write` made; None trains on the folder.
         pairs: how low-resolution twins are made.
         degrade_on: "workers", processes on the CPU, or "device": the photographs as uint8 in the device's memory.
@@ -73,20 +74,24 @@ def restored_source(data: Data, lr: Path, restored: Path, hr: Path | None) -> So
 
 
 def open_photos(data: Data) -> tuple[Photos, list[Sample]]:
-    """The photographs, and fixed pairs of the held-back ones; where training reads shards, no others.
+    """The photographs, where training reads no shards, and this process's share of the held-back ones as fixed pairs.
 
     Raises:
         ValueError: none is held back, so nothing could be scored.
     """
     photos = load_photos(data.photos, max(SMALLEST, data.pairs.crop), training=data.shards is None)
-    check_held_back(photos, data.photos)
-    return photos, held_back_pairs(photos, data.pairs)
+    rank, world = own_share()
+    pairs = held_back_pairs(photos, data.pairs, rank=rank, world=world)
+    check_held_back(total(len(pairs)), data.photos)
+    return photos, pairs
 
 
-def check_held_back(photos: Photos, folder: Path) -> None:
-    """Raises ValueError if none of the photographs of the folder is held back."""
-    if not photos.held_back:
-        raise ValueError(f"no photograph under {folder} is held back (one in twelve is, by its name): add some.")
+def check_held_back(count: int, folder: Path) -> None:
+    """Raises ValueError if none of the photographs of the folder could be held back."""
+    if not count:
+        raise ValueError(
+            f"no photograph under {folder} that is large enough is held back (one in twelve is, by its name): add some."
+        )
 
 
 def batches_of_one(pairs: Sequence[Sample], module: nn.Module) -> Iterator[Sample]:

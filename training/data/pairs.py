@@ -19,7 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from training.data.degradation import CAMERA_SHARE, SCALE, Degradation, degrade, gaussian
-from training.data.photos import Crop, Photos, cut, draw_crop, photo_paths, random_crop, read_photo
+from training.data.photos import (
+    Crop,
+    Photos,
+    cut,
+    draw_crop,
+    photo_paths,
+    random_crop,
+    read_large,
+    read_photo,
+    warn_of_skipped,
+)
 from training.engine.sources import Sample
 
 logger = logging.getLogger(__name__)
@@ -120,14 +130,19 @@ def make_pair(photos: Photos, pairs: Pairs, index: int) -> Sample:
     return pair_of(pixels, pairs, index, rng)
 
 
-def held_back_pairs(photos: Photos, pairs: Pairs, size: int = 384, least_softness: float = 0.0) -> list[Sample]:
+def held_back_pairs(
+    photos: Photos, pairs: Pairs, size: int = 384, least_softness: float = 0.0, rank: int = 0, world: int = 1
+) -> list[Sample]:
     """One fixed pair, `camera` degraded, from the middle of every held-back photograph.
+
+    Unreadable and too small ones are skipped, counted and named.
 
     Args:
         photos: of which the held-back ones are taken.
         pairs: softness and seed.
         size: side of `soft` and `sharp` in px; of a smaller photograph as much as it allows, a multiple of 16.
         least_softness: smallest sigma in px of the blur between `sharp` and `soft`; the largest is `pairs.softness`.
+        rank, world: the photographs are dealt out to `world` processes; these are those of process `rank`.
 
     Raises:
         ValueError: the size is under 16, or the least softness is none from 0 to the largest.
@@ -137,7 +152,12 @@ def held_back_pairs(photos: Photos, pairs: Pairs, size: int = 384, least_softnes
     if not 0 <= least_softness <= pairs.softness:
         raise ValueError(f"least softness is {least_softness}: give one from 0 to {pairs.softness} px, the largest.")
     samples: list[Sample] = []
-    for index, pixels in enumerate(photos.held_back.values()):
+    skipped: list[str] = []
+    for index, (name, path) in list(enumerate(sorted(photos.held_back.items())))[rank::world]:
+        pixels = read_large(path, photos.min_side)
+        if pixels is None:
+            skipped.append(name)
+            continue
         rng = np.random.default_rng((pairs.seed, 1, index))
         side = min(size, *pixels.shape[:2]) // GRID * GRID
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
@@ -145,6 +165,7 @@ def held_back_pairs(photos: Photos, pairs: Pairs, size: int = 384, least_softnes
         sigma = least_softness + (pairs.softness - least_softness) * rng.random()
         soft = soften(sharp, sigma)
         samples.append(sample_of(index, degrade(soft, "camera", rng), soft, sharp, timestep_of(sigma)))
+    warn_of_skipped(skipped)
     return samples
 
 

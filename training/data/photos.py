@@ -1,7 +1,14 @@
-"""The photographs: one folder, decoded once into memory as uint8, with a fixed part held back for choosing models."""
+"""The photographs: one folder, decoded once into memory as uint8, with a fixed part held back for choosing models.
+
+Of every folder one photograph in twelve is held back, by the hash of its name, but never more than `MOST_HELD_BACK`:
+those of the lowest hashes. So of a folder that only grows, nothing that is held back now was trained on before. The
+held-back ones stay in their files; each is read by the one process that scores it.
+"""
 
 import hashlib
+import heapq
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -16,14 +23,24 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 # What Pillow raises on files that are damaged, cut off or made to do harm.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
+MOST_HELD_BACK = 128
+
 
 @dataclass(frozen=True)
 class Photos:
-    """`train` and `held_back`: pictures [H, W, 3] uint8 by name; `skipped`: files that could not be read."""
+    """What is trained on, and what is held back.
+
+    Attributes:
+        train: pictures [H, W, 3] uint8 by name.
+        held_back: files by name.
+        skipped: names of those that could not be read or are too small.
+        min_side: px of the shorter side of one that is large enough.
+    """
 
     train: dict[str, NDArray[np.uint8]]
-    held_back: dict[str, NDArray[np.uint8]]
-    skipped: tuple[str, ...]
+    held_back: dict[str, Path]
+    skipped: tuple[str, ...] = ()
+    min_side: int = 0
 
 
 @dataclass(frozen=True)
@@ -47,9 +64,19 @@ class Crop:
     turns: int
 
 
+def hash_of(name: str) -> bytes:
+    """What decides whether a photograph is held back, and before which others."""
+    return hashlib.sha256(name.encode()).digest()
+
+
 def is_held_back(name: str) -> bool:
-    """One photograph in twelve, by the hash of its name, whatever else lies in the folder."""
-    return hashlib.sha256(name.encode()).digest()[0] < 256 // 12
+    """Whether a photograph is among the one in twelve, by the hash of its name, of which the held-back ones are."""
+    return hash_of(name)[0] < 256 // 12
+
+
+def held_back_names(names: Iterable[str], most: int = MOST_HELD_BACK) -> list[str]:
+    """Names of the photographs held back of a folder: one in twelve, at most `most`, by rising hash."""
+    return heapq.nsmallest(most, filter(is_held_back, names), key=hash_of)
 
 
 def photo_paths(folder: Path) -> dict[str, Path]:
@@ -67,33 +94,54 @@ def read_photo(file: Path | IO[bytes]) -> NDArray[np.uint8] | None:
         return None
 
 
-def load_photos(folder: Path, min_side: int = 256, training: bool = True) -> Photos:
-    """Reads the photographs under `folder`; unreadable and too small ones are skipped, counted and named.
+def read_large(file: Path, min_side: int) -> NDArray[np.uint8] | None:
+    """As `read_photo`; None also for one whose shorter side is under `min_side` px."""
+    pixels = read_photo(file)
+    return None if pixels is None or min(pixels.shape[:2]) < min_side else pixels
+
+
+def warn_of_skipped(names: Iterable[str]) -> None:
+    """Counts and names what could not be used."""
+    names = list(names)
+    if names:
+        logger.warning("skipped %d unreadable or too small: %s", len(names), ", ".join(names))
+
+
+def load_photos(folder: Path, min_side: int = 256, training: bool = True, most: int = MOST_HELD_BACK) -> Photos:
+    """Reads the photographs to train on under `folder`, and finds those held back.
+
+    Unreadable and too small ones are skipped, counted and named.
 
     Args:
         folder: read with all folders in it.
         min_side: px of the shorter side of one that is large enough.
-        training: those to train on too, else only those held back.
+        training: read those to train on, else only find those held back.
+        most: so many are held back at most.
 
     Raises:
         FileNotFoundError: there is none to train on, and there should be.
     """
-    train: dict[str, NDArray[np.uint8]] = {}
-    held_back: dict[str, NDArray[np.uint8]] = {}
-    skipped: list[str] = []
-    for name, path in photo_paths(folder).items():
-        if not training and not is_held_back(name):
-            continue
-        pixels = read_photo(path)
-        if pixels is None or min(pixels.shape[:2]) < min_side:
-            skipped.append(name)
-            continue
-        (held_back if is_held_back(name) else train)[name] = pixels
-    if skipped:
-        logger.warning("skipped %d unreadable or too small: %s", len(skipped), ", ".join(skipped))
-    if training and not train:
+    paths = photo_paths(folder)
+    held_back = {name: paths.pop(name) for name in held_back_names(paths, most)}
+    if not training:
+        return Photos({}, held_back, min_side=min_side)
+    read = {name: read_large(path, min_side) for name, path in paths.items()}
+    train = {name: pixels for name, pixels in read.items() if pixels is not None}
+    skipped = tuple(name for name in read if name not in train)
+    warn_of_skipped(skipped)
+    if not train:
         raise FileNotFoundError(f"no photograph to train on under {folder}: give a folder of JPEG, PNG or WebP files")
-    return Photos(train, held_back, tuple(skipped))
+    return Photos(train, held_back, skipped, min_side)
+
+
+def fingerprint(photos: Photos) -> str:
+    """Of names and sizes, the same on all machines that have the same photographs."""
+    digest = hashlib.sha256()
+    for name, pixels in photos.train.items():
+        digest.update(f"{name} {pixels.shape}".encode())
+    for name, path in photos.held_back.items():
+        digest.update(f"{name} {path.stat().st_size}".encode())
+    return f"{len(photos.train)} and {len(photos.held_back)} held back, {digest.hexdigest()[:16]}"
 
 
 def draw_crop(height: int, width: int, size: int, rng: np.random.Generator, halve: bool = True) -> Crop:

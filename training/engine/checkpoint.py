@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
+from training.engine.processes import from_first
 from training.engine.turn import Turn
 
 logger = logging.getLogger(__name__)
@@ -47,10 +49,14 @@ class State:
         os.replace(partial, path)
 
     def load(self, path: Path) -> int:
-        """Restores what `save` wrote; returns the step to go on from, 0 where there is no checkpoint."""
-        if not path.exists():
+        """Restores what `save` wrote; returns the step to go on from, 0 where there is no checkpoint.
+
+        The first process reads the file and sends it to the others, which need not see its disk.
+        """
+        first = PartialState().is_main_process and path.exists()
+        state = from_first(torch.load(path, map_location="cpu", weights_only=True) if first else None)
+        if state is None:
             return 0
-        state = torch.load(path, map_location="cpu", weights_only=True)
         for turn, optimizer in zip(self.turns, self.optimizers, strict=True):
             saved = state["modules"].get(turn.name, {})
             if saved.keys() != trained_state(turn.module).keys():

@@ -8,13 +8,11 @@ under DDP the gradients of each of them are synchronised.
 
 import logging
 import math
-import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -23,8 +21,10 @@ from accelerate.utils import tqdm
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from training.engine.checkpoint import State
+from training.engine.checkpoint import State, trained_state
+from training.engine.processes import agree, checksum
 from training.engine.run import Run
+from training.engine.sigterm import stop_on_sigterm
 from training.engine.sources import Sample, Source
 from training.engine.turn import Turn
 
@@ -50,21 +50,6 @@ def learning_rate(step: int, run: Run, peak: float, floor: float = 0.02) -> floa
 
 
 @contextmanager
-def stop_on_sigterm() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM makes the function say True and does nothing else, so that the loop can save and leave."""
-    asked: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-
-    before = signal.signal(signal.SIGTERM, remember)
-    try:
-        yield lambda: bool(asked)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@contextmanager
 def averaged(ema: EMAModel, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """The averaged weights in place of the trained ones."""
     ema.store(parameters)
@@ -82,14 +67,16 @@ def fit(run: Run, source: Source, turns: Sequence[Turn], validate: Callable[[], 
         run: length and place.
         source: of batches.
         turns: of a step, in order. The weights of the first are averaged.
-        validate: called with the averaged weights in place, every `run.validate_every` steps and at the end.
+        validate: called with the averaged weights in place, every `run.validate_every` steps and at the end, by all
+            processes together; each gives the figures of all.
 
     Returns:
         True when all steps are done, with the averaged weights in place; False when SIGTERM stopped it (the checkpoint
         is written).
 
     Raises:
-        ValueError: half-precision weights without autocast, or a checkpoint of another recipe.
+        ValueError: half-precision weights without autocast, a checkpoint of another recipe, or processes whose trained
+            weights differ.
     """
     halves = {p.dtype for turn in turns for p in turn.module.parameters()} - {torch.float32}
     if halves and run.precision == "no":
@@ -103,9 +90,10 @@ def fit(run: Run, source: Source, turns: Sequence[Turn], validate: Callable[[], 
     run.out.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("tensorboard")
     loop = Loop(run, source, turns, validate, accelerator)
-    with stop_on_sigterm() as stopped:
+    with stop_on_sigterm(run.grace_seconds) as stopped:
         finished = loop.run_steps(stopped)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return finished
 
 
@@ -133,6 +121,8 @@ class Loop:
         """Takes the steps that are left, until `stopped`; returns whether all are done."""
         run, checkpoint = self.run, self.run.out / "checkpoint.pt"
         start = self.state.load(checkpoint)
+        trained = (pair for turn in self.turns for pair in trained_state(turn.module).items())
+        agree({"the step": str(start), "the weights": checksum(trained)})
         saved = time.monotonic()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.source.batches(run, start, self.state.latest_shards, rank, world)
@@ -183,11 +173,10 @@ class Loop:
             self.losses.clear()
         if step % run.validate_every and step != run.steps:
             return
+        with averaged(self.ema, self.main), torch.no_grad(), self.accelerator.autocast():
+            report = self.validate()
         if self.accelerator.is_main_process:
-            with averaged(self.ema, self.main), torch.no_grad(), self.accelerator.autocast():
-                report = self.validate()
             self.log_report(report, step)
-        self.accelerator.wait_for_everyone()
 
     def log_report(self, report: Report, step: int) -> None:
         """Writes a report to the log and to TensorBoard."""

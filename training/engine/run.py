@@ -25,13 +25,25 @@ class Run:
     max_norm: float = 1.0
     workers: int = 1
     save_minutes: float = 5.0
+    grace_seconds: float = 120.0  # after SIGTERM, for the step in progress and the checkpoint; then the process ends
     validate_every: int = 500
     log_every: int = 50
 
 
-def own_device() -> torch.device:
-    """Where this process trains, before there is an `Accelerator`.
+def own_state() -> PartialState:
+    """This process among others, before there is an `Accelerator`.
 
     `PartialState()` alone does not ask whether the CPU was wanted: each of several processes would think it is alone.
     """
-    return cast(torch.device, PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU")).device)
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+def own_device() -> torch.device:
+    """Where this process trains."""
+    return cast(torch.device, own_state().device)
+
+
+def own_share() -> tuple[int, int]:
+    """Number of this process, and of all; (0, 1) outside a launcher."""
+    state = own_state()
+    return state.process_index, state.num_processes

@@ -66,6 +66,7 @@ class Numbers:
 def leave_sigterm_to_the_main_process(worker: int) -> None:
     """It goes to the whole process group; the main process wants to finish its step and save."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)  # of the main process, see `sigterm`
     torch.set_num_threads(1)
 
 

@@ -36,6 +36,7 @@ from ctsr import CTSRPipeline
 from ctsr.load import load_pipeline
 from ctsr.whole_file import whole_file
 from training.data.datasets import Data, batches_of_one, open_photos
+from training.engine.processes import means, total
 from training.engine.sources import Sample
 from training.losses.reconstruction import gaussian_blur
 from training.model.one_step import OneStep, enlarge
@@ -106,17 +107,17 @@ def measure(model: OneStep, pairs: Sequence[Sample], timesteps: Sequence[int]) -
 
     Args:
         model: encoder and UNet run at the same timestep; on any device, without autocast.
-        pairs: of `pairs.held_back_pairs`.
+        pairs: this process's share of `pairs.held_back_pairs`; the points are of all.
         timesteps: tau in 0..999.
     """
     points: list[Point] = []
     for timestep in tqdm(sorted(set(timesteps)), desc="tau"):
-        rows: list[tuple[float, float]] = []
+        rows: dict[str, list[float]] = {"psnr_y": [], "realism": []}
         for sample in batches_of_one(pairs, model.unet):
             x = model.decode(model.x0(model.encode(enlarge(sample["lr"]), timestep), timestep))
-            rows.append((psnr_y(x, sample["soft"]), realism(x, sample["sharp"])))
-        fidelity, real = (float(np.mean(row)) for row in zip(*rows, strict=True))
-        points.append(Point(timestep, fidelity, real))
+            rows["psnr_y"].append(psnr_y(x, sample["soft"]))
+            rows["realism"].append(realism(x, sample["sharp"]))
+        points.append(Point(timestep, **means(rows)))
     return points
 
 
@@ -139,7 +140,7 @@ def calibrate(pipeline: CTSRPipeline, pairs: Sequence[Sample], timesteps: Sequen
     family = pipeline.config["family"]
     if family != "tadsr":
         raise ValueError(f"Only a model of family tadsr has a timestep to calibrate, not one of {family!r}.")
-    if not pairs:
+    if not total(len(pairs)):
         raise ValueError("None of the photographs is held back: give a folder of more (one in twelve is).")
     if not timesteps:
         raise ValueError("There is nothing to measure: give --timesteps.")

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
@@ -21,6 +20,7 @@ from ctsr import CTSRPipeline, TimeConditionedUNetMini
 from training.data.datasets import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
 from training.engine.loop import Report
+from training.engine.processes import means
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.engine.turn import Turn
@@ -79,7 +79,7 @@ def score(model: OneStep, pairs: Sequence[Sample], seed: int) -> Report:
             noisy = add_noise(z, noise, step)
             x = clean(noisy, denoiser(model)(noisy, step), step)
             rows[f"tau={timestep}"].append(float(F.mse_loss(x, z) / z.var()))
-    return Report({name: float(np.mean(row)) for name, row in rows.items()})
+    return Report(means(rows))
 
 
 def build(recipe: Recipe) -> Stage:

@@ -148,6 +148,8 @@ def open_start(recipe: Recipe) -> CTSRPipeline:
 def give_dial(pipeline: CTSRPipeline, path: Path, pairs: Sequence[Sample], timesteps: Sequence[int]) -> None:
     """Calibrates what was saved at `path` and gives the file the ends found; without any it keeps the family's."""
     calibration = calibrate(pipeline, pairs, timesteps)
+    if not PartialState().is_main_process:
+        return
     logger.info("calibrated:\n%s", show(calibration))
     write_table(calibration, path.with_suffix(".calibration.json"))
     if calibration.has_dial:
@@ -165,8 +167,7 @@ def build(recipe: Recipe) -> Stage:
 
     def write(pairs: Sequence[Sample]) -> None:
         path = finish_and_save(pipeline, model, recipe.adapt, recipe.run.out)
-        if PartialState().is_main_process:
-            give_dial(pipeline, path, pairs, recipe.timesteps)
+        give_dial(pipeline, path, pairs, recipe.timesteps)
 
     return Stage(
         turns=[Turn("generator", Generator(model, recipe, terms), recipe.peak_rate, groups), *terms.turns],

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
@@ -24,6 +23,7 @@ from ctsr import CTSRPipeline, TimeAwareAutoencoderMini, TimeConditionedUNetMini
 from training.data.datasets import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
 from training.engine.loop import Report
+from training.engine.processes import means
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.engine.turn import Turn
@@ -106,7 +106,7 @@ def gate(vae: TimeAwareAutoencoderMini, pairs: Sequence[Sample]) -> Report:
             if name == "AE(HR)":
                 rows["std"].append(float(z.float().std()))
                 pictures.append(y)
-    return Report({name: float(np.mean(row)) for name, row in rows.items()}, {"AE(HR)": torch.cat(pictures[:SHOWN])})
+    return Report(means(rows), {"AE(HR)": torch.cat(pictures[:SHOWN])} if pictures else {})
 
 
 def pipeline_of(vae: TimeAwareAutoencoderMini) -> CTSRPipeline:

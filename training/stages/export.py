@@ -92,9 +92,9 @@ def pairs(photos: Path, out: Path, size: int = 384, softness: tuple[float, float
     """
     least, largest = softness
     settings = replace(mini_data().pairs, softness=largest)
-    held_back = load_photos(photos, training=False)
-    check_held_back(held_back, photos)
-    for number, pair in enumerate(held_back_pairs(held_back, settings, size, least)):
+    samples = held_back_pairs(load_photos(photos, training=False), settings, size, least)
+    check_held_back(len(samples), photos)
+    for number, pair in enumerate(samples):
         for folder, key in (("LR", "lr"), ("HR", "soft")):
             (out / folder).mkdir(parents=True, exist_ok=True)
             to_image(pair[key]).save(out / folder / f"{number:03d}.png")

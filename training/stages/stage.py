@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
@@ -22,8 +21,9 @@ from torch import Tensor
 from ctsr import CTSRPipeline
 from ctsr.families import blend
 from training.data.datasets import Data, batches_of_one, open_photos
-from training.data.photos import Photos
+from training.data.photos import Photos, fingerprint
 from training.engine.loop import Report, fit
+from training.engine.processes import agree, checksum, describe, means
 from training.engine.run import Run
 from training.engine.sources import Sample, Source
 from training.engine.turn import Turn
@@ -55,8 +55,9 @@ class Stage:
     Attributes:
         turns: of a step, in order; the weights of the first are averaged.
         source: the batches, given the photographs to train on.
-        validate: figures of the averaged weights on held-back pairs.
-        write: called with held-back pairs when all steps are done; leaves the networks in `run.out`.
+        validate: figures of the averaged weights on held-back pairs, of which every process has its own share.
+        write: called by every process with its held-back pairs when all steps are done; leaves the networks in
+            `run.out`.
     """
 
     turns: Sequence[Turn]
@@ -70,8 +71,11 @@ def train(build: Callable[[RecipeT], Stage], recipe: RecipeT) -> None:
     set_seed(recipe.run.seed)
     stage = build(recipe)
     photos, pairs = open_photos(recipe.data)
+    weights = checksum(pair for turn in stage.turns for pair in turn.module.state_dict().items())
+    agree(describe(recipe, photographs=fingerprint(photos), weights=weights))
     if fit(recipe.run, stage.source(photos), stage.turns, lambda: stage.validate(pairs)):
         stage.write(pairs)
+    PartialState().destroy_process_group()
 
 
 def read_recipe(recipes: Mapping[str, tuple[str, RecipeT]]) -> RecipeT:
@@ -106,7 +110,7 @@ def validate(
 
     Args:
         model: on any device.
-        pairs: of `pairs.held_back_pairs`.
+        pairs: this process's share of `pairs.held_back_pairs`; the figures are of all.
         dial: values of t.
         latent: the latent of a low-resolution picture at t; by default the blend of the model's own endpoints.
     """
@@ -120,8 +124,7 @@ def validate(
         if number < SHOWN:
             for name, picture in {**results, "HR": sample["sharp"]}.items():
                 pictures.setdefault(name, []).append(picture)
-    figures = {name: float(np.mean(row)) for name, row in rows.items()}
-    return Report(figures, {name: torch.cat(row) for name, row in pictures.items()})
+    return Report(means(rows), {name: torch.cat(row) for name, row in pictures.items()})
 
 
 def save(pipeline: CTSRPipeline, out: Path) -> Path:

@@ -35,9 +35,12 @@ def picture(height: int, width: int, seed: int) -> NDArray[np.uint8]:
 
 
 @pytest.fixture(scope="module")
-def photos() -> Photos:
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
     train = {f"{seed}.png": picture(96, 120, seed) for seed in range(3)}
-    return Photos(train, {"a.png": picture(96, 120, 10), "b.png": picture(50, 70, 11)}, ())
+    folder = tmp_path_factory.mktemp("held_back")
+    for name, pixels in {"a.png": picture(96, 120, 10), "b.png": picture(50, 70, 11)}.items():
+        Image.fromarray(pixels).save(folder / name)
+    return Photos(train, {path.name: path for path in sorted(folder.iterdir())})
 
 
 def equal(a: Sample, b: Sample) -> bool:
@@ -111,14 +114,31 @@ def test_held_back_pairs_are_fixed_whatever_the_degradation_trained_on(photos: P
     again = held_back_pairs(photos, Pairs(degradation="realesrgan", bicubic_share=1), size=64)
     assert [tuple(pair["sharp"].shape) for pair in first] == [(3, 64, 64), (3, 48, 48)]
     assert all(equal(a, b) for a, b in zip(first, again, strict=True))
-    assert torch.equal(first[0]["sharp"], to_tensor(photos.held_back["a.png"][16:80, 28:92]))
+    assert torch.equal(first[0]["sharp"], to_tensor(picture(96, 120, 10)[16:80, 28:92]))
+
+
+def test_held_back_pairs_are_dealt_out_and_what_is_no_use_is_named(
+    photos: Photos, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "aa.png").write_bytes(b"not a picture")
+    more = replace(photos, held_back={**photos.held_back, "aa.png": tmp_path / "aa.png"}, min_side=16)
+    whole = held_back_pairs(more, Pairs(), size=48)
+    assert [int(pair["index"]) for pair in whole] == [0, 2]
+    assert "skipped 1 unreadable or too small: aa.png" in caplog.text
+    parts = [pair for rank in range(4) for pair in held_back_pairs(more, Pairs(), size=48, rank=rank, world=4)]
+    assert all(equal(a, b) for a, b in zip(parts, whole, strict=True))
+    assert len(held_back_pairs(replace(more, min_side=64), Pairs(), size=48)) == 1
 
 
 @pytest.mark.parametrize("size", [(333, 500), (300, 257)])
 def test_every_network_takes_the_pair_of_a_photograph_of_any_size(
-    size: tuple[int, int], make_mini: Callable[..., CTSRPipeline], make_sd: Callable[..., CTSRPipeline]
+    size: tuple[int, int],
+    make_mini: Callable[..., CTSRPipeline],
+    make_sd: Callable[..., CTSRPipeline],
+    tmp_path: Path,
 ) -> None:
-    (pair,) = held_back_pairs(Photos({}, {"a.jpg": picture(*size, 0)}, ()), Pairs())
+    Image.fromarray(picture(*size, 0)).save(tmp_path / "a.png")
+    (pair,) = held_back_pairs(Photos({}, {"a.png": tmp_path / "a.png"}), Pairs())
     assert pair["sharp"].shape[1] >= min(size) - 15
     for pipeline in (make_mini(), make_sd()):
         model = OneStep(pipeline)

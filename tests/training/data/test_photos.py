@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.data.photos import Crop, cut, draw_crop, is_held_back, load_photos, photo_paths, random_crop, read_photo
+from training.data.photos import (
+    MOST_HELD_BACK,
+    Crop,
+    cut,
+    draw_crop,
+    fingerprint,
+    hash_of,
+    held_back_names,
+    is_held_back,
+    load_photos,
+    photo_paths,
+    random_crop,
+    read_photo,
+)
 
 
 @pytest.fixture
@@ -46,6 +59,35 @@ def test_an_empty_folder_is_an_error_that_says_what_to_do(tmp_path: Path) -> Non
 
 def test_a_twelfth_is_held_back() -> None:
     assert np.mean([is_held_back(str(number)) for number in range(6000)]) == pytest.approx(1 / 12, abs=0.015)
+
+
+def test_however_many_photographs_the_held_back_ones_are_bounded() -> None:
+    names = [f"{number}.jpg" for number in range(20000)]
+    chosen = held_back_names(names)
+    assert len(chosen) == MOST_HELD_BACK == 128
+    assert held_back_names(reversed(names)) == chosen
+    assert all(map(is_held_back, chosen))
+    assert held_back_names(names[:600]) == sorted(filter(is_held_back, names[:600]), key=hash_of)
+
+
+def test_of_a_folder_that_grows_nothing_held_back_was_trained_on_before() -> None:
+    names = [f"{number}.jpg" for number in range(3000)]
+    for count in range(100, 3000, 100):
+        before, after = names[:count], names[: count + 100]
+        trained_on = set(before) - set(held_back_names(before, most=20))
+        assert not trained_on & set(held_back_names(after, most=20))
+
+
+def test_a_limit_leaves_the_others_to_train_on(folder: Path) -> None:
+    assert len(load_photos(folder, most=0).train) == 3
+    assert not load_photos(folder, most=0).held_back
+
+
+def test_machines_with_other_photographs_have_other_fingerprints(folder: Path) -> None:
+    before = fingerprint(load_photos(folder))
+    assert fingerprint(load_photos(folder)) == before
+    Image.new("RGB", (300, 261), "teal").save(next(iter(photo_paths(folder).values())).parent / "another.png")
+    assert fingerprint(load_photos(folder)) != before
 
 
 def test_crops_stay_inside_and_vary() -> None:

@@ -1,7 +1,6 @@
 """Two processes train as one with twice the batch does. Run as a script, this file is one of the two processes."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -26,7 +25,6 @@ from training.losses.score_networks import ScoreNetworks
 from training.losses.vsd import VSD
 from training.stages import osediff, stage
 
-ROOT = Path(__file__).parents[3]
 TURNS = ("generator", "regulariser", "discriminator")  # in the order of their optimizers' steps
 
 Gradients = list[list[Tensor]]
@@ -129,37 +127,6 @@ def case(
     return Case(tmp_path / "whole", photos, start, prior, batch=4)
 
 
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def run_two(words: list[str]) -> None:
-    """This file as a script in two processes, with the environment that a launcher gives them."""
-    shared = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, *words],
-            cwd=ROOT,
-            env={**shared, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-        )
-        for rank in ("0", "1")
-    ]
-    said = [process.communicate(timeout=900)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-
-
 def check(found: Gradients, expected: Gradients) -> None:
     """Equal for every turn but for rounding, which is largest in tensors whose gradient nearly cancels."""
     for turn, ours, theirs in zip(TURNS, found, expected, strict=True):
@@ -168,11 +135,16 @@ def check(found: Gradients, expected: Gradients) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_batch(case: Case, tmp_path: Path) -> None:
+def test_two_processes_train_as_one_with_twice_the_batch(
+    case: Case, tmp_path: Path, start_processes: Callable[..., list[subprocess.Popen[bytes]]]
+) -> None:
     write(case.photos, tmp_path / "shards", per_shard=1)
     shards = str(tmp_path / "shards" / "*.tar")
     halves = replace(case, out=tmp_path / "halves", batch=2)
-    run_two([*map(str, (halves.out, case.photos, case.start, case.prior, tmp_path / "sharded", shards))])
+    words = [*map(str, (halves.out, case.photos, case.start, case.prior, tmp_path / "sharded", shards))]
+    processes = start_processes(__file__, words, words)
+    said = [process.communicate(timeout=900)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
     expected, found = train(case), torch.load(halves.out / "gradients.pt", weights_only=True)
     check(found, expected)
     start = CTSRPipeline.from_single_file(case.start, torch_dtype=torch.float32).unet.state_dict()
@@ -198,7 +170,7 @@ def test_two_accumulated_batches_have_the_gradients_of_one_of_twice_the_size(cas
 def main(out: str, photos: str, start: str, prior: str, sharded: str, shards: str) -> None:
     """One of the two processes."""
     case = Case(Path(out), Path(photos), Path(start), Path(prior), batch=2)
-    Accelerator.end_training = lambda self: None  # else the second run would find no process group
+    PartialState.destroy_process_group = lambda self, group=None: None  # else the second run would find none
     found = train(case)
     if os.environ["RANK"] == "0":
         torch.save(found, case.out / "gradients.pt")

@@ -42,9 +42,9 @@ def mini_data() -> Data:
     return Data(photos=tyro.MISSING, pairs=Pairs(crop=128))
 
 
-def mini2_data() -> Data:
-    """ctsr-mini 2's: ground truths from crisp to soft, which the timestep tells, and some plain bicubic twins."""
-    return Data(photos=tyro.MISSING, pairs=Pairs(crop=128, softness=SOFTEST, camera_share=0.7, bicubic_share=0.05))
+def mini2_data(softness: float = SOFTEST) -> Data:
+    """ctsr-mini 2's: ground truths from crisp to `softness` px, which the timestep tells, and some bicubic twins."""
+    return Data(photos=tyro.MISSING, pairs=Pairs(crop=128, softness=softness, camera_share=0.7, bicubic_share=0.05))
 
 
 def sd21_data() -> Data:

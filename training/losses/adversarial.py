@@ -20,13 +20,12 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from ctsr.models.unet_mini import pixel_norm
 from training.engine.draws import Draws
 from training.engine.sources import Sample
 from training.engine.turn import Turn
-from training.losses.vgg import STAGES, VGGFeatures
+from training.losses.vgg import STAGES, open_vgg
 from training.model.one_step import enlarge
 
 DETAIL_GAIN = 5.0  # about what brings the detail that an enlargement lacks to unit size
@@ -123,7 +122,7 @@ class FeatureDiscriminator(nn.Module):
 
     def __init__(self, path: Path, width: int = 64):
         super().__init__()
-        self.vgg = VGGFeatures(path, FEATURE_STAGES)
+        self.vgg = open_vgg(path)
         self.heads = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(channels, width, 1),
@@ -135,11 +134,24 @@ class FeatureDiscriminator(nn.Module):
             for channels, _ in STAGES[:FEATURE_STAGES]
         )
 
-    def forward(self, x: Tensor, condition: Tensor) -> list[Tensor]:
-        """Pictures [B, 3, H, W] in [-1, 1] -> a row of logits a level; the condition is not looked at."""
-        return [
-            head(pixel_norm(feature)).flatten(1).float() for head, feature in zip(self.heads, self.vgg(x), strict=True)
-        ]
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Pictures [B, 3, H, W] in [-1, 1] -> a row of logits a level."""
+        features = self.vgg(x, FEATURE_STAGES)
+        if not x.requires_grad:
+            features = [feature.detach() for feature in features]
+        return [head(pixel_norm(f)).flatten(1).float() for head, f in zip(self.heads, features, strict=True)]
+
+
+def look(discriminator: nn.Module, batch: Sample, seed: int, *pictures: Tensor) -> list[Sequence[Tensor]]:
+    """Logits of each of the pictures [B, 3, H, W], a row [B, n] a scale.
+
+    A discriminator on pixels sees them cut, beside the enlarged low-resolution picture, and all at once.
+    """
+    if isinstance(discriminator, FeatureDiscriminator):
+        return [discriminator(x) for x in pictures]
+    *shown, condition = cut(batch, seed, *pictures, enlarge(batch["lr"]))
+    logits = cast("list[Tensor]", discriminator(torch.cat(shown), condition.repeat(len(shown), 1, 1, 1)))
+    return list(zip(*(row.chunk(len(shown)) for row in logits), strict=True))
 
 
 class AdversarialTerm:
@@ -153,13 +165,11 @@ class AdversarialTerm:
 
     def direction(self, x: Tensor, batch: Sample) -> Tensor:
         """Gradient of the logistic loss by pictures x [B, 3, H, W], of root mean square 1 in each."""
-        fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         with torch.enable_grad():
-            leaf = x.detach().requires_grad_(True)
-            pictures = cut(batch, self.seed, leaf, enlarge(batch["lr"]))
-            logits = cast("list[Tensor]", functional_call(self.discriminator, fixed, tuple(pictures)))
+            picture = x if x.requires_grad else x.detach().requires_grad_(True)
+            (logits,) = look(self.discriminator, batch, self.seed, picture)
             loss = mean_over_scales(logits, lambda row: F.softplus(-row))
-            (gradient,) = torch.autograd.grad(loss, leaf)
+            (gradient,) = torch.autograd.grad(loss, picture, retain_graph=True)  # features serve other losses too
         return gradient / gradient.square().mean(dim=(1, 2, 3), keepdim=True).sqrt().clamp_min(1e-20)
 
     def share(self, step: int) -> float:
@@ -189,13 +199,11 @@ class DiscriminatorLoss(nn.Module):
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss` of `batch["real"]`, or the photograph, as real and `batch["fake"]` as not, and its terms."""
-        shown = (batch.get("real", batch["sharp"]), batch["fake"], enlarge(batch["lr"]))
-        real, fake, condition = cut(batch, self.seed, *shown)
-        pictures = [real, fake]
+        real = batch.get("real", batch["sharp"])
+        pictures = [real, batch["fake"]]
         if self.settings.penalty:
             pictures.append(real + self.settings.noise * Draws(batch["index"], self.seed).normal("discriminator", real))
-        logits = self.discriminator(torch.cat(pictures), condition.repeat(len(pictures), 1, 1, 1))
-        reals, fakes, *noisies = zip(*(row.chunk(len(pictures)) for row in logits), strict=True)
+        reals, fakes, *noisies = look(self.discriminator, batch, self.seed, *pictures)
         logistic = mean_over_scales(reals, lambda row: F.softplus(-row)) + mean_over_scales(fakes, F.softplus)
         if not noisies:
             return {"loss": logistic}

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.losses.vgg import VGGFeatures
+from training.losses.vgg import open_vgg
 from training.model.one_step import OneStep
 
 PerceptualName = Literal["lpips", "vgg", "encoder", "none"]
@@ -89,7 +89,7 @@ class VGGDistance(nn.Module):
 
     def __init__(self, folder: Path):
         super().__init__()
-        self.vgg = VGGFeatures(folder / VGG_FILE)
+        self.vgg = open_vgg(folder / VGG_FILE)
         with np.load(folder / "lpips_vgg_lin.npz", allow_pickle=False) as archive:
             heads = [torch.tensor(archive[f"lin{k}"].astype(np.float32)).reshape(1, -1, 1, 1) for k in range(5)]
         with np.load(folder / "dists_alpha_beta.npz", allow_pickle=False) as archive:

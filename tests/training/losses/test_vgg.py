@@ -47,7 +47,32 @@ def test_the_first_stage_is_two_convolutions_of_the_normalised_picture(folder: P
     h = ((x + 1) / 2 - mean) / std
     for number in (0, 1):
         h = F.relu(F.conv2d(h, weights[f"conv{number}.weight"], weights[f"conv{number}.bias"], padding=1))
-    torch.testing.assert_close(VGGFeatures(folder / VGG_FILE, 1)(x)[0], h)
+    torch.testing.assert_close(VGGFeatures(folder / VGG_FILE)(x, 1)[0], h)
+
+
+def test_the_pictures_seen_last_are_remembered_with_their_graph_and_others_are_not(folder: Path) -> None:
+    vgg, x, y = VGGFeatures(folder / VGG_FILE), pictures().requires_grad_(), pictures(1)
+    first = vgg(x, 2)
+    vgg(y, 1)
+    again = vgg(x.detach(), 3)
+    assert again[:2] == first and again[2].requires_grad
+    vgg(pictures(2), 1)
+    assert vgg(x, 1)[0] is not first[0]
+    torch.testing.assert_close(vgg(x, 3), again)
+
+
+def test_a_shared_discriminator_and_distance_pay_one_pass(folder: Path) -> None:
+    term = AdversarialTerm(Adversarial(weight=1.0, penalty=0.0, delay=0, features=folder / VGG_FILE), seed=0)
+    loss, sharp = VGGDistance(folder), pictures()
+    assert isinstance(term.discriminator, FeatureDiscriminator)
+    assert term.discriminator.vgg is loss.vgg
+    x = (0.5 * sharp).requires_grad_()
+    distance = loss(x, sharp)
+    g = term.direction(x, {"index": torch.arange(2), "lr": F.avg_pool2d(sharp, 4)})
+    alone = term.direction(x.detach().clone(), {"index": torch.arange(2), "lr": F.avg_pool2d(sharp, 4)})
+    torch.testing.assert_close(g, alone)
+    distance.backward()  # its graph is whole still
+    assert x.grad.abs().max() > 0
 
 
 def test_a_state_dict_of_torchvision_gives_the_same_weights(folder: Path, tmp_path: Path) -> None:

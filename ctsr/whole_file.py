@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Generator
@@ -12,9 +14,34 @@ PROBE_BYTES = 2**16
 """What a folder must have room for before work on a picture begins."""
 
 
+_HIDDEN = re.compile(r"\.ctsr-([0-9a-f]{16})(-[0-9a-f]{8})?\.\w+")
+
+
+def hidden_name(path: Path, kind: str, token: str = "") -> Path:
+    """A hidden name beside `path` that tells of it, short however long that of `path` is."""
+    key = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return path.parent / f".ctsr-{key}{token and f'-{token}'}.{kind}"
+
+
+def hidden_key(path: Path) -> str | None:
+    """What a `hidden_name` tells of its file, the same for all of one file; None for other names."""
+    match = _HIDDEN.fullmatch(path.name)
+    return None if match is None else match[1]
+
+
+def digest(*paths: Path) -> str:
+    """16 hexadecimal digits that tell the contents of one file, or of several in their order, from all others."""
+    hasher = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while part := file.read(2**20):
+                hasher.update(part)
+    return hasher.hexdigest()[:16]
+
+
 def partial_name(path: Path) -> Path:
-    """A name beside `path` that no other process uses, short however long that of `path` is."""
-    return path.parent / f".ctsr-{os.getpid()}-{secrets.token_hex(4)}.part"
+    """A name beside `path` that no other process uses."""
+    return hidden_name(path, "part", secrets.token_hex(4))
 
 
 @contextlib.contextmanager

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .lazy_pipeline import LazyPipeline
     from .options import Options
     from .plan import Job
+    from .run import Found
 
 app = typer.Typer(
     name="ctsr",
@@ -90,7 +91,9 @@ ColorFixOption = Annotated[
 ]
 PrecisionOption = Annotated[PrecisionName, typer.Option(help="auto: bf16 where the hardware has it, else fp32.")]
 DeviceOption = Annotated[DeviceName, typer.Option(help="auto: a CUDA device where there is one, else the CPU.")]
-OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Do pictures again that are already there.")]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace what is already there, whatever it was made with.")
+]
 
 StripOption = Annotated[
     bool, typer.Option("--strip-metadata", help="Leave out camera, place, date, comments and text of the original.")
@@ -142,18 +145,24 @@ def upscale_command(
     gets the same names in the same subfolders, with the same suffixes where that format can be written without loss
     of transparency, else .png.
 
-    A picture whose output is already there is skipped (see --overwrite), so an interrupted run can be started again.
-    One bad picture does not stop the others; it is reported at the end, and the exit code is 1.
+    A result that is already there is skipped if it was made of the same picture by the same model and settings, so
+    that an interrupted run can be started again, and several runs into one folder share the work. Anything else that is
+    there is left alone and reported, see --overwrite. One bad picture does not stop the others; it is reported at the
+    end, and the exit code is 1.
     """
     console = Console(stderr=True)
     with report_errors(console):
+        from .claims import remove_leftovers
+        from .finished import Finished
         from .plan import plan
         from .upscale import upscale
 
         options = make_options(t, scale, size, tile, color_fix, strip_metadata)
         loaded = make_model(model, precision, device)
         jobs = plan(inputs, output)
-        code = run_jobs(console, jobs, overwrite, lambda job, on_tile: upscale(job, loaded, options, on_tile))
+        remove_leftovers({job.target.parent for job in jobs})
+        found = Finished(loaded, options, overwrite)
+        code = run_jobs(console, jobs, lambda job, on_tile: upscale(job, loaded, options, on_tile), found)
     raise typer.Exit(code)
 
 
@@ -188,7 +197,7 @@ def sweep_command(
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file: name a folder with -o.")
         jobs = [Job(picture, output)]
-        code = run_jobs(console, jobs, True, lambda job, on_tile: sweep(job, loaded, options, dials, on_tile))
+        code = run_jobs(console, jobs, lambda job, on_tile: sweep(job, loaded, options, dials, on_tile))
     raise typer.Exit(code)
 
 
@@ -341,8 +350,8 @@ def choose_device(device: DeviceName) -> torch.device:
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def run_jobs(console: Console, jobs: Sequence[Job], overwrite: bool, work: Callable[[Job, Bar], str]) -> int:
-    """Runs jobs with a progress bar, then sums up; 1 when one failed, 130 after Ctrl-C, else 0."""
+def run_jobs(console: Console, jobs: Sequence[Job], work: Callable[[Job, Bar], str], found: Found | None = None) -> int:
+    """Runs jobs with a progress bar, then sums up; 1 when one was not done, 130 after Ctrl-C, else 0. See `run`."""
     from .run import Outcome, run
 
     bar, outcomes, interrupted = Bar(console, len(jobs)), list[Outcome](), False
@@ -353,7 +362,7 @@ def run_jobs(console: Console, jobs: Sequence[Job], overwrite: bool, work: Calla
 
     try:
         with nullcontext() if bar.progress.disable else bar.progress:  # rich 13 ends a disabled one with a line
-            for outcome in run(jobs, one, overwrite):
+            for outcome in run(jobs, one, found):
                 outcomes.append(outcome)
                 bar.finish()
     except KeyboardInterrupt:
@@ -362,7 +371,7 @@ def run_jobs(console: Console, jobs: Sequence[Job], overwrite: bool, work: Calla
     if interrupted:
         say(console, "Interrupted. Start it again to go on: what is done will be skipped.")
         return 130
-    return int(any(outcome.state == "failed" for outcome in outcomes))
+    return int(any(outcome.state in ("failed", "kept") for outcome in outcomes))
 
 
 def run_evaluation(console: Console, pairs: Sequence[Pair], task: Task) -> None:

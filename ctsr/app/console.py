@@ -96,20 +96,25 @@ class Bar:
 
 
 def sum_up(console: Console, outcomes: Sequence[Outcome], jobs: int) -> None:
-    """The result of a single picture, or the numbers of all; then the message of each that failed."""
-    for outcome in outcomes if jobs == 1 else ():
-        if outcome.state == "done":
+    """The result of a single picture, or the numbers of all; then the message of each that was not done."""
+    by_state = {state: [x for x in outcomes if x.state == state] for state in ("done", "skipped", "kept", "failed")}
+    if jobs == 1:
+        for outcome in by_state["done"]:
             say(console, f"{outcome.job.target}: {outcome.detail}")
-        elif outcome.state == "skipped":
-            say(console, f"{outcome.job.target} is already there: skipped (--overwrite does it again).")
-    if jobs > 1:
-        counts = [sum(outcome.state == state for outcome in outcomes) for state in ("done", "skipped", "failed")]
-        hint = " (skipped: already there, --overwrite does them again)" if counts[1] else ""
-        not_started = f", {jobs - len(outcomes)} not started" if len(outcomes) < jobs else ""
-        say(console, f"{counts[0]} done, {counts[1]} skipped, {counts[2]} failed{not_started}{hint}")
-    for outcome in outcomes:
-        if outcome.state == "failed":
-            say(console, f"Error: {outcome.detail}")
+        for outcome in by_state["skipped"]:
+            say(console, f"{outcome.job.target} is finished already: skipped (--overwrite does it again).")
+    else:
+        counts = [f"{len(by_state['done'])} done", f"{len(by_state['skipped'])} skipped"]
+        counts += [f"{len(by_state['kept'])} left as they were"] if by_state["kept"] else []
+        counts += [f"{len(by_state['failed'])} failed"]
+        counts += [f"{jobs - len(outcomes)} not started"] if len(outcomes) < jobs else []
+        hint = " (skipped: finished already, --overwrite does them again)" if by_state["skipped"] else ""
+        say(console, ", ".join(counts) + hint)
+    if kept := by_state["kept"]:
+        others = f" (and {len(kept) - 1} more likewise)" if len(kept) > 1 else ""
+        say(console, f"Error: {kept[0].detail}{others}: replace with --overwrite, or name another output with -o.")
+    for outcome in by_state["failed"]:
+        say(console, f"Error: {outcome.detail}")
 
 
 def print_scores(scores: Scores, pictures: int) -> None:

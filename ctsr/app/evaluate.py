@@ -39,7 +39,7 @@ from ..whole_file import whole_file
 from .lazy_pipeline import LazyPipeline
 from .options import Options
 from .run import EXPECTED, describe_error, one_line
-from .upscale import check_picture, turn_dial
+from .upscale import check_picture, settings_of, turn_dial
 
 logger = logging.getLogger(__name__)
 _color: Any = skimage.color  # half of their types are unknown to pyright
@@ -258,8 +258,9 @@ def write_dial(
     like = replace(low, alpha=None, grey=False, bits=8, icc_profile=None if low.grey else low.icc_profile)
     results = turn_dial(low.rgb, truth.height, truth.width, task.model, options, task.dials, callback)
     pictures: dict[float, Image.Image] = {}
-    for t, rgb, settings in results:
-        write_picture(target(task.out, t, pair), rgb, like, settings=settings)
+    settings = settings_of(pair.lr, task.model, options)
+    for t, rgb in results:
+        write_picture(target(task.out, t, pair), rgb, like, settings={**settings, "t": t})
         pictures[t] = as_pil(rgb)
     return pictures
 

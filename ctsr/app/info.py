@@ -23,8 +23,7 @@ def model_rows(model: LazyPipeline, precision: Precision) -> Iterator[tuple[str,
     pipe = model.pipeline
     family = pipe.family
     yield "model", model.name
-    files = [model.path] if model.path.is_file() else sorted(model.path.rglob("*.safetensors"))
-    yield "weights", f"{model.path} ({sum(file.stat().st_size for file in files) / 1e6:.1f} MB)"
+    yield "weights", f"{model.path} ({sum(file.stat().st_size for file in model.files) / 1e6:.1f} MB)"
     dial = "a dial" if family.has_dial else "no dial: t changes nothing"
     yield "family", f"{family.name} ({family.passes} UNet pass{'es' * (family.passes > 1)}, {dial})"
     yield "parameterization", family.parameterization

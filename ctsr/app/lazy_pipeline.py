@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from ..images.color_fix import ColorFix
 from ..load import load_pipeline
 from ..pipeline import CTSRPipeline
+from ..whole_file import digest
 from .options import Options
 
 
@@ -45,17 +46,29 @@ class LazyPipeline:
         pipeline.set_attention_backend("auto")
         return pipeline
 
-    def settings(self, options: Options) -> dict[str, str | float | int]:
-        """What a picture was made with, for its text chunk."""
+    @property
+    def files(self) -> list[Path]:
+        """The files of weights."""
+        return [self.path] if self.path.is_file() else sorted(self.path.rglob("*.safetensors"))
+
+    @cached_property
+    def digest(self) -> str:
+        """Tells these weights from all others."""
+        return digest(*self.files)
+
+    def settings(self, options: Options) -> dict[str, str | float | int | bool]:
+        """What pictures are made with, but for their sources."""
         size = {"scale": options.scale} if options.size is None else {"size": f"{options.size[0]}x{options.size[1]}"}
         return {
             "ctsr": __version__,
             "model": self.name if self.name == "mini" else self.path.resolve().name,
+            "weights": self.digest,
             "t": options.t,
             **size,
             "tile": options.tile,
             "color_fix": self.color_fix(options),
             "precision": str(self.dtype).removeprefix("torch."),
+            **({"strip_metadata": True} if options.strip_metadata else {}),
         }
 
     def color_fix(self, options: Options) -> ColorFix:

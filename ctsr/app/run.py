@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..errors import CheckpointError, CTSRError, OutputFolderError, first_line
 from ..tiling.tiles import is_out_of_memory
+from .claims import claim
 from .plan import Job
 
 logger = logging.getLogger(__name__)
@@ -18,39 +19,72 @@ EXPECTED = (CTSRError, ValueError, OSError, MemoryError, RuntimeError)
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job. `detail`: the size of the result, or why there is none."""
+    """What became of a job.
+
+    Attributes:
+        job: which.
+        state: "skipped" where it was finished, "kept" where something else is at its target.
+        detail: the size of the result, or why there is none.
+        ends_run: the next job would fail likewise.
+    """
 
     job: Job
-    state: Literal["done", "skipped", "failed"]
+    state: Literal["done", "skipped", "kept", "failed"]
     detail: str = ""
+    ends_run: bool = False
 
 
-def run(jobs: Iterable[Job], work: Callable[[Job], str], overwrite: bool) -> Iterator[Outcome]:
+Found = Callable[[Job], tuple[Literal["absent", "finished", "other"], str]]
+"""What is at a job's target, see `finished.Finished`."""
+
+
+def run(jobs: Iterable[Job], work: Callable[[Job], str], found: Found | None = None) -> Iterator[Outcome]:
     """Do the jobs one after the other, up to the first whose folder takes no file.
+
+    Those that another run has claimed come last: if that run has not finished them, this one does.
 
     Args:
         jobs: see `plan`.
         work: makes one picture and says what it made.
-        overwrite: do those whose target exists again, too.
+        found: tells what is there; None where every job is done again, whatever is there, and without claims.
 
     Raises:
         CheckpointError: the model cannot be loaded, which ends the run.
     """
-    for job in jobs:
-        if not overwrite and job.target.exists():
-            yield Outcome(job, "skipped")
-            continue
-        try:
-            detail = work(job)
-        except CheckpointError:
-            raise
-        except EXPECTED as error:
-            logger.debug("%s", job.source, exc_info=True)
-            yield Outcome(job, "failed", describe_error(error, job.source))
-            if isinstance(error, OutputFolderError):
+    claimed: list[Job] = []
+    for wait, some in ((False, jobs), (True, claimed)):
+        for job in some:
+            outcome = attempt(job, work, found, wait)
+            if outcome is None:
+                claimed.append(job)
+                continue
+            yield outcome
+            if outcome.ends_run:
                 return
-        else:
-            yield Outcome(job, "done", detail)
+
+
+def attempt(job: Job, work: Callable[[Job], str], found: Found | None, wait: bool = False) -> Outcome | None:
+    """Do one job; None if another run has claimed it, unless this one shall `wait` for it. Raises as `run`."""
+    try:
+        if found is None:
+            return Outcome(job, "done", work(job))
+        if (there := _there(job, found)) is not None:
+            return there
+        with claim(job.target, wait) as mine:
+            return (_there(job, found) or Outcome(job, "done", work(job))) if mine else None
+    except CheckpointError:
+        raise
+    except EXPECTED as error:
+        logger.debug("%s", job.source, exc_info=True)
+        return Outcome(job, "failed", describe_error(error, job.source), isinstance(error, OutputFolderError))
+
+
+def _there(job: Job, found: Found) -> Outcome | None:
+    """The outcome of a job at whose target something is that stays."""
+    state, why = found(job)
+    if state == "absent":
+        return None
+    return Outcome(job, "skipped") if state == "finished" else Outcome(job, "kept", f"{job.target} {why}")
 
 
 def describe_error(error: Exception, path: Path) -> str:

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from ..images.picture import Picture
 from ..images.read import read_picture
+from ..images.settings import Settings
 from ..images.strip import dial_name, panel, panel_side
 from ..images.tensors import check_size, resize
 from ..images.write import check_target, output_suffix, write_picture
 from ..pipeline import Progress
 from ..runtime.memory import check_room
+from ..whole_file import digest
 from .lazy_pipeline import LazyPipeline
 from .options import Options
 from .plan import Job
@@ -41,6 +43,11 @@ def start_noise() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+def settings_of(source: Path, model: LazyPipeline, options: Options) -> Settings:
+    """What the result of a picture is made of, and with."""
+    return {**model.settings(options), "source": digest(source)}
+
+
 def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress | None = None) -> str:
     """Makes one picture; returns its size. Raises what `read_picture`, the pipeline and `write_picture` raise."""
     picture = read_picture(job.source, keep_metadata=not options.strip_metadata)
@@ -57,7 +64,7 @@ def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress 
         callback=callback,
     )
     alpha = enlarged_alpha(picture, height, width)
-    write_picture(job.target, result.images, picture, alpha, model.settings(options))
+    write_picture(job.target, result.images, picture, alpha, settings_of(job.source, model, options))
     return f"{width}x{height}"
 
 
@@ -75,8 +82,9 @@ def sweep(
     panels = [panel(resize(picture.rgb, height, width).clamp_(0, 1), alpha, "bicubic", side)]
     if not model.pipeline.family.has_dial:
         logger.warning("This model has no dial: the picture is the same for every t.")
-    for t, rgb, settings in turn_dial(picture.rgb, height, width, model, options, dials, callback):
-        write_picture(job.target / f"{stem}_t{dial_name(t)}.png", rgb, picture, alpha, settings)
+    settings = settings_of(job.source, model, options)
+    for t, rgb in turn_dial(picture.rgb, height, width, model, options, dials, callback):
+        write_picture(job.target / f"{stem}_t{dial_name(t)}.png", rgb, picture, alpha, {**settings, "t": t})
         panels.append(panel(rgb, alpha, f"t = {dial_name(t)}", side))
     write_picture(job.target / f"{stem}_strip.png", torch.cat(panels, dim=3), picture)
     return f"{len(dials)} pictures of {width}x{height} and a strip"
@@ -90,12 +98,12 @@ def turn_dial(
     options: Options,
     dials: Iterable[float],
     callback: Progress | None = None,
-) -> Iterator[tuple[float, Tensor, dict[str, str | float | int]]]:
-    """Each t, its picture [1, 3, height, width] on the CPU and what that was made with; one encode, one UNet pass."""
+) -> Iterator[tuple[float, Tensor]]:
+    """Each t and its picture [1, 3, height, width] on the CPU; one encode, one UNet pass."""
     pipe, color_fix, tile = model.pipeline, model.color_fix(options), options.tile
     encoded = pipe.encode(rgb, height, width, tile=tile, callback=callback)
     ends = pipe.endpoints(encoded.latents, generator=start_noise(), tile=tile, callback=callback)
     for t in dials:
         z = pipe.blend(ends, t)
         result = pipe.decode(z, encoded.size, encoded.reference, color_fix, tile, callback=callback)
-        yield t, result.cpu(), {**model.settings(options), "t": t}
+        yield t, result.cpu()

@@ -21,6 +21,10 @@ from PIL.TiffImagePlugin import ImageFileDirectory_v2
 SETTINGS_KEY = "ctsr"
 """Keyword of the PNG text chunk that holds the settings of a picture as JSON."""
 
+SETTINGS_TAG = ExifTags.Base.ProcessingSoftware
+"""Where they are in formats that have EXIF: "name and version of the software used to post-process the picture"."""
+SETTINGS_START = '{"ctsr":'
+
 TIFF_XMP, TIFF_IPTC = 700, 33723
 _BASE, _IFD = ExifTags.Base, ExifTags.IFD
 _RAW_EXIF, _RAW_IPTC = "Raw profile type exif", "Raw profile type iptc"  # as ImageMagick and ExifTool put it into PNG
@@ -115,6 +119,8 @@ def _read_exif(exif: Image.Exif) -> dict[int, Any]:
     is_tiff = _BASE.BitsPerSample in exif or _BASE.StripOffsets in exif
     values = dict(_writable_tags({tag: exif[tag] for tag in exif if tag not in (_IFD.Exif, _IFD.GPSInfo)}, None))
     values = {tag: value for tag, value in values.items() if tag not in _STRUCTURE and not (is_tiff and tag in _SIZE)}
+    if str(values.get(SETTINGS_TAG, "")).startswith(SETTINGS_START):
+        del values[SETTINGS_TAG]
     if str(values.get(_BASE.ImageDescription, "")).startswith('{"shape": ['):
         del values[_BASE.ImageDescription]  # tifffile's note on the size of the array
     if _BASE.Orientation in values:
@@ -176,9 +182,10 @@ class Writable:
     lost: list[str] = field(default_factory=list[str])
 
 
-def for_format(metadata: Metadata, name: str, height: int, width: int) -> Writable:
+def for_format(metadata: Metadata, name: str, height: int, width: int, settings: str = "") -> Writable:
     """Save options for a result of height x width pixels in the format `name`, as Pillow spells it.
 
+    The settings go into the text of a PNG, else into EXIF; BMP has neither.
     TIFF and 16-bit PNG are not written by Pillow: there "exif", "dpi", "xmp" and "iptc" mean the same.
     """
     if name == "BMP":
@@ -191,8 +198,10 @@ def for_format(metadata: Metadata, name: str, height: int, width: int) -> Writab
     if name == "PNG":
         if comment:
             text.setdefault("Comment", comment)
-        out.options["pnginfo"] = _png_text(text, xmp, metadata.iptc)
+        out.options["pnginfo"] = _png_text(text | ({SETTINGS_KEY: settings} if settings else {}), xmp, metadata.iptc)
     else:
+        if settings:
+            values[SETTINGS_TAG] = settings
         if name == "JPEG":
             comment = comment or text.pop("Comment", "")
         elif comment:
@@ -295,7 +304,8 @@ def _put_exif(values: dict[int, Any], endian: str | None, name: str, out: Writab
         out.lost.append("the camera's maker note")
     if name == "JPEG" and len(exif.tobytes()) > _JPEG_SEGMENT:
         out.lost.append("EXIF of more than 64 KB")
-    else:
+        exif = _as_exif({tag: values[tag] for tag in (SETTINGS_TAG,) if tag in values}, endian)
+    if len(exif):
         out.options["exif"] = exif
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import logging
 import os
 import struct
@@ -20,8 +19,9 @@ from PIL import Image
 from ..errors import ImageWriteError, OutputFolderError
 from ..whole_file import check_writable, whole_file
 from .deep import opencv_works, write_deep_png, write_tiff
-from .metadata import SETTINGS_KEY, for_format
+from .metadata import for_format
 from .picture import Bits, Picture, Samples
+from .settings import Settings, as_text
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ _FOLDER_ERRORS = {
     errno.EACCES,
     errno.EPERM,
     errno.ENOTDIR,
+    errno.EEXIST,
     errno.ENOENT,
     errno.EIO,
 }
@@ -94,7 +95,7 @@ def write_picture(
     rgb: torch.Tensor,
     like: Picture,
     alpha: torch.Tensor | None = None,
-    settings: Mapping[str, str | float | int] | None = None,
+    settings: Settings | None = None,
 ) -> None:
     """Write a picture in the manner of `like`; the suffix of `path` decides the format, missing folders are made.
 
@@ -102,7 +103,7 @@ def write_picture(
     Grey (BT.601 luma), depth, the ICC profile and metadata follow `like` where the format can; where alpha cannot be
     held it is laid over white, with a warning. 16-bit grey with alpha has no writer and becomes 16-bit RGBA of equal
     channels.
-    settings: JSON in a text chunk named "ctsr", PNG only.
+    settings: JSON in a text chunk named "ctsr" of a PNG, in the EXIF tag ProcessingSoftware of others; BMP has neither.
 
     The file appears whole under its name or not at all. Raises ImageWriteError if it cannot be written (see also
     `output_suffix`), OutputFolderError where no other could be either, ValueError for tensors of other shapes.
@@ -127,7 +128,7 @@ def write_picture(
         with whole_file(path) as partial:
             partial.write_bytes(encoded.getbuffer())
     except OSError as error:
-        raise _write_failure(path, error) from error
+        raise write_failure(path, error) from error
 
 
 def check_target(path: str | os.PathLike[str]) -> None:
@@ -139,10 +140,10 @@ def check_target(path: str | os.PathLike[str]) -> None:
     try:
         check_writable(Path(path))
     except OSError as error:
-        raise _write_failure(Path(path), error) from error
+        raise write_failure(Path(path), error) from error
 
 
-def _write_failure(path: Path, error: OSError) -> ImageWriteError:
+def write_failure(path: Path, error: OSError) -> ImageWriteError:
     """What a person is told of a file that could not be written."""
     reason = error.strerror or str(error) or type(error).__name__
     kind = OutputFolderError if error.errno in _FOLDER_ERRORS else ImageWriteError
@@ -209,12 +210,10 @@ def _encode(
 
 
 def _metadata_options(
-    like: Picture, form: _Format, size: tuple[int, int], settings: Mapping[str, str | float | int] | None, path: Path
+    like: Picture, form: _Format, size: tuple[int, int], settings: Settings | None, path: Path
 ) -> dict[str, Any]:
-    """Save options for metadata and, in a PNG, the settings; a warning says what the format cannot hold."""
-    metadata = for_format(like.metadata, form.name, *size)
+    """Save options for metadata and settings; a warning says what the format cannot hold."""
+    metadata = for_format(like.metadata, form.name, *size, "" if settings is None else as_text(settings))
     if metadata.lost:
         logger.warning("%s: %s cannot hold %s of the original.", path, form.name, ", ".join(metadata.lost))
-    if settings is not None and form.name == "PNG":
-        metadata.options["pnginfo"].add_text(SETTINGS_KEY, json.dumps(dict(settings)))
     return metadata.options

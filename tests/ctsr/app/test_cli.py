@@ -26,6 +26,7 @@ from ctsr.images.picture import Picture
 from ctsr.images.read import read_picture
 from ctsr.images.tensors import resize
 from ctsr.images.write import write_picture
+from ctsr.whole_file import digest
 
 ROOT = Path(__file__).parents[3]
 STRESS = ROOT.parent / "shared" / "data" / "stress"
@@ -91,7 +92,9 @@ def one_sentence(result: Result, code: int) -> str:
 # ---------------------------------------------------------------------------------------------------------- one file
 
 
-def test_one_file_is_what_the_pipeline_gives(tmp_path: Path, upscale: Upscale, tiny_mini: CTSRPipeline) -> None:
+def test_one_file_is_what_the_pipeline_gives(
+    tmp_path: Path, upscale: Upscale, tiny_mini: CTSRPipeline, tiny_mini_file: Path
+) -> None:
     source = picture(tmp_path / "a.png")
     result = upscale(source, "-o", tmp_path / "out" / "b.png", "--t", 0.3, "--color-fix", "adain")
     assert (result.exit_code, result.stdout) == (0, "")
@@ -105,11 +108,13 @@ def test_one_file_is_what_the_pipeline_gives(tmp_path: Path, upscale: Upscale, t
     assert settings == {
         "ctsr": __version__,
         "model": "tiny-mini.safetensors",
+        "weights": digest(tiny_mini_file),
         "t": 0.3,
         "scale": 4.0,
         "tile": 0,
         "color_fix": "adain",
         "precision": "float32",
+        "source": digest(source),
     }
     assert tree(tmp_path / "out") == ["b.png"]
 
@@ -149,16 +154,6 @@ def test_grey_and_depth_stay(tmp_path: Path, upscale: Upscale, mode: str, bits: 
     assert upscale(tmp_path / "a.png", "-o", tmp_path / "b.png", "--scale", 2).exit_code == 0
     again = read_picture(tmp_path / "b.png")
     assert (again.grey, again.bits) == (mode == "L", bits)
-
-
-def test_what_is_there_is_skipped(tmp_path: Path, upscale: Upscale) -> None:
-    source, target = picture(tmp_path / "a.png"), tmp_path / "b.png"
-    target.write_text("there")
-    result = upscale(source, "-o", target)
-    assert (result.exit_code, target.read_text()) == (0, "there")
-    assert "skipped" in result.stderr
-    assert upscale(source, "-o", target, "--overwrite").exit_code == 0
-    assert size_of(target) == (48, 36)
 
 
 def test_warnings_are_short_lines(tmp_path: Path, upscale: Upscale) -> None:

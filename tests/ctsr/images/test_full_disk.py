@@ -130,5 +130,5 @@ def test_run_stops_at_the_first_folder_that_takes_no_file(tmp_path: Path) -> Non
             raise ImageWriteError("a name that cannot be")
         raise OutputFolderError("the disk is full")
 
-    assert [outcome.state for outcome in run(jobs, work, False)] == ["failed", "failed"]
+    assert [outcome.state for outcome in run(jobs, work)] == ["failed", "failed"]
     assert tried == ["a", "b"]

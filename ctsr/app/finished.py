@@ -1,0 +1,56 @@
+"""What is there already of a run: a result of the same settings is finished, all others are left as they are."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..images.settings import is_whole, read_settings
+from .lazy_pipeline import LazyPipeline
+from .options import Options
+from .plan import Job
+from .upscale import settings_of
+
+State = Literal["absent", "finished", "other"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Tells of every job what is at its target.
+
+    Attributes:
+        model, options: of this run.
+        overwrite: only what was made after this run began is finished, by this run or by one beside it.
+    """
+
+    model: LazyPipeline
+    options: Options
+    overwrite: bool = False
+    began: int = field(default_factory=time.time_ns)
+
+    def __call__(self, job: Job) -> tuple[State, str]:
+        """The state, and of another result why it is another."""
+        try:
+            there = job.target.stat()
+        except FileNotFoundError:
+            return "absent", ""
+        if self.overwrite and there.st_mtime_ns < self.began:
+            return "absent", ""
+        settings = read_settings(job.target)
+        if there.st_size == 0 or (settings is not None and not is_whole(job.target)):
+            return "absent", ""
+        if settings is None:
+            return "other", "is there already and does not say what it was made with"
+        if different := self._difference(settings, job.source):
+            return "other", f"is there already, made otherwise ({different})"
+        return "finished", ""
+
+    def _difference(self, there: Mapping[str, Any], source: Path) -> str:
+        """The settings in which a result differs from what is wanted, as "t 0.5, not 0.3"; nothing if in none."""
+        wanted = settings_of(source, self.model, self.options)
+        names = [name for name in {**wanted, **there} if name != "ctsr" and wanted.get(name) != there.get(name)]
+        if names in (["source"], ["weights"]):
+            return "of another picture" if names == ["source"] else "with other weights"
+        names = [name for name in names if name not in ("source", "weights")]
+        return ", ".join(f"{name} {there.get(name, 'as by default')}, not {wanted.get(name, 'so')}" for name in names)

@@ -12,6 +12,7 @@ from torch import nn
 from training.data.degradation_batched import PairsOnDevice
 from training.data.pairs import SOFTEST, Pairs, held_back_pairs, make_pair, paired_photos
 from training.data.photos import Photos, load_photos
+from training.data.shard_writer import HELD_BACK, INDEX, check_index, read_index
 from training.data.shards import ShardSource
 from training.engine.processes import total
 from training.engine.run import own_device, own_share
@@ -25,16 +26,30 @@ class Data:
     """Where the pictures come from.
 
     Attributes:
-        photos: folder of photographs; one in twelve, but at most 128, are held back, also when training reads shards.
-        shards: pattern of WebDataset shards that `training.data.shards write` made; None trains on the folder.
+        photos: folder of photographs, of which one in twelve, but at most 128, are held back; or a folder of shards
+            that `training.data.shards write` made, whose held-back ones lie beside them.
+        shards: pattern of other WebDataset shards to train on, such as "SHARDS/*.tar"; those of `photos` that are held
+            back are scored.
         pairs: how low-resolution twins are made.
-        degrade_on: "workers", processes on the CPU, or "device": the photographs as uint8 in the device's memory.
+        degrade_on: "workers", processes on the CPU, or "device", in batches; photographs of a folder are then kept in
+            the device's memory as uint8.
+        crops: taken of a photograph each time that it is decoded from a shard.
     """
 
     photos: Path
     shards: str | None = None
     pairs: Pairs = field(default_factory=Pairs)
     degrade_on: Literal["workers", "device"] = "workers"
+    crops: int = 4
+
+    def __post_init__(self) -> None:
+        if self.crops < 1:
+            raise ValueError(f"crops is {self.crops}: give 1 or more of each photograph.")
+
+    @property
+    def has_index(self) -> bool:
+        """Whether `photos` is a folder of shards."""
+        return (self.photos / INDEX).is_file()
 
 
 def mini_data() -> Data:
@@ -54,17 +69,29 @@ def sd21_data() -> Data:
 
 def open_source(data: Data, photos: Photos) -> Source:
     """Batches with `index` [B], `lr` [B, 3, h, w], `soft` and `sharp` [B, 3, 4h, 4w], see `pairs.make_pair`."""
-    if data.shards is not None:
-        paths = sorted(glob(data.shards))
-        if not paths:
-            raise FileNotFoundError(
-                f"no shard matches {data.shards}: write some with `python -m training.data.shards`."
-            )
-        return ShardSource(paths, data.pairs)
+    if data.shards is not None or data.has_index:
+        return ShardSource(shard_paths(data), data.pairs, data.crops, data.degrade_on == "device")
     if data.degrade_on == "device":
         on_device = PairsOnDevice(photos, data.pairs, own_device())
         return ByNumber(lambda index: {}, lambda batch: on_device(batch["index"]))
     return ByNumber(lambda index: make_pair(photos, data.pairs, index))
+
+
+def shard_paths(data: Data) -> list[str | Path]:
+    """The shards to train on, in order.
+
+    Raises:
+        FileNotFoundError: the pattern matches none.
+        ValueError: one of the index is missing or cut off.
+    """
+    if data.shards is None:
+        shards = read_index(data.photos).shards
+        check_index(data.photos, shards)
+        return [data.photos / shard.name for shard in shards]
+    paths = sorted(glob(data.shards))
+    if not paths:
+        raise FileNotFoundError(f"no shard matches {data.shards}: write some with `python -m training.data.shards`.")
+    return [*paths]
 
 
 def restored_source(data: Data, lr: Path, restored: Path, hr: Path | None) -> Source:
@@ -79,7 +106,12 @@ def open_photos(data: Data) -> tuple[Photos, list[Sample]]:
     Raises:
         ValueError: none is held back, so nothing could be scored.
     """
-    photos = load_photos(data.photos, max(SMALLEST, data.pairs.crop), training=data.shards is None)
+    smallest = max(SMALLEST, data.pairs.crop)
+    if data.has_index:
+        names = read_index(data.photos).held_back
+        photos = Photos({}, {name: data.photos / HELD_BACK / name for name in names}, min_side=smallest)
+    else:
+        photos = load_photos(data.photos, smallest, training=data.shards is None)
     rank, world = own_share()
     pairs = held_back_pairs(photos, data.pairs, rank=rank, world=world)
     check_held_back(total(len(pairs)), data.photos)

@@ -64,18 +64,14 @@ class Camera:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sample as drawn.
+    """What is done with a crop, as drawn.
 
     Attributes:
-        picture: number of the photograph.
-        crop: of it.
         softness: sigma in px of the blur between `sharp` and `soft`.
         degradation: None for plain bicubic.
         noise: seed of the noise fields.
     """
 
-    picture: int
-    crop: Crop
     softness: float
     degradation: Camera | TwoOrders | None
     noise: int
@@ -92,15 +88,19 @@ def draw_degradation(pairs: Pairs, rng: np.random.Generator) -> Camera | TwoOrde
     return draw_camera(rng) if is_camera else draw_two_orders(rng)
 
 
-def draw_plan(sizes: Sequence[tuple[int, int]], pairs: Pairs, index: int) -> Plan:
-    """Everything about sample number `index` of pictures of the given heights and widths."""
-    rng = np.random.default_rng((pairs.seed, index))
-    picture = int(rng.integers(len(sizes)))
-    crop = draw_crop(*sizes[picture], pairs.crop, rng)
+def draw_plan(pairs: Pairs, rng: np.random.Generator) -> Plan:
+    """Everything about a sample but its crop."""
     softness, degradation = 0.0, None
     if not draw_plain(pairs, rng):
         softness, degradation = draw_softness(pairs, rng), draw_degradation(pairs, rng)
-    return Plan(picture, crop, softness, degradation, int(rng.integers(2**63)))
+    return Plan(softness, degradation, int(rng.integers(2**63)))
+
+
+def draw_sample(sizes: Sequence[tuple[int, int]], pairs: Pairs, index: int) -> tuple[int, Crop, Plan]:
+    """Everything about sample number `index` of pictures of the given heights and widths: which one, crop, the rest."""
+    rng = np.random.default_rng((pairs.seed, index))
+    picture = int(rng.integers(len(sizes)))
+    return picture, draw_crop(*sizes[picture], pairs.crop, rng), draw_plan(pairs, rng)
 
 
 def to_levels(x: Tensor) -> Tensor:
@@ -280,6 +280,28 @@ def degrade(x: Tensor, draws: Sequence[Camera | TwoOrders | None], generators: S
     return to_levels(out)
 
 
+@torch.no_grad()
+def samples_of(index: Tensor, sharp: Tensor, plans: Sequence[Plan]) -> Sample:
+    """The samples of crops.
+
+    Args:
+        index: their numbers, int64 [B].
+        sharp: crops [B, 3, S, S], whole numbers in 0..255; where they are, the rest is made.
+        plans: what is done with each.
+
+    Returns:
+        The keys of `pairs.make_pair`, with a batch dimension.
+    """
+    device = sharp.device
+    generators = [torch.Generator(device).manual_seed(plan.noise) for plan in plans]
+    kernels = [gaussian_kernel(plan.softness) for plan in plans]
+    soft = blur(sharp, kernels, [sharp.shape[-1]] * len(plans)).round()
+    lr = degrade(soft, [plan.degradation for plan in plans], generators)
+    timesteps = torch.tensor([timestep_of(plan.softness) for plan in plans], device=device)
+    pictures = {"lr": lr, "soft": soft, "sharp": sharp}
+    return {"index": index.to(device), "timestep": timesteps} | {name: x / 127.5 - 1 for name, x in pictures.items()}
+
+
 class PairsOnDevice:
     """Batches made on a device from photographs that lie in its memory as uint8.
 
@@ -303,13 +325,6 @@ class PairsOnDevice:
     @torch.no_grad()
     def __call__(self, index: Tensor) -> Sample:
         """The samples of the numbers `index`, int64 [B]: the keys of `pairs.make_pair`, with a batch dimension."""
-        plans = [draw_plan(self.sizes, self.pairs, number) for number in index.tolist()]
-        generators = [torch.Generator(self.device).manual_seed(plan.noise) for plan in plans]
-        sharp = torch.stack([cut(self.photos[plan.picture], plan.crop) for plan in plans])
-        kernels = [gaussian_kernel(plan.softness) for plan in plans]
-        soft = blur(sharp, kernels, [self.pairs.crop] * len(plans)).round()
-        lr = degrade(soft, [plan.degradation for plan in plans], generators)
-        timesteps = torch.tensor([timestep_of(plan.softness) for plan in plans], device=lr.device)
-        pictures = {"lr": lr, "soft": soft, "sharp": sharp}
-        numbers = {"index": index.to(self.device), "timestep": timesteps}
-        return numbers | {name: x / 127.5 - 1 for name, x in pictures.items()}
+        drawn = [draw_sample(self.sizes, self.pairs, number) for number in index.tolist()]
+        sharp = torch.stack([cut(self.photos[picture], crop) for picture, crop, _ in drawn])
+        return samples_of(index, sharp, [plan for _, _, plan in drawn])

@@ -24,6 +24,7 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 MOST_HELD_BACK = 128
+HALVED = 0.3  # of the crops of a large photograph
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,33 @@ def read_photo(file: Path | IO[bytes]) -> NDArray[np.uint8] | None:
         return None
 
 
+def read_halved(file: Path | IO[bytes], least: int) -> NDArray[np.uint8] | None:
+    """As `read_photo`, at half its size, which a JPEG is decoded at; whole if that has a side under `least` px."""
+    try:
+        with Image.open(file) as image:
+            half = image.width // 2, image.height // 2
+            if min(half) < least:
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            image.draft("RGB", half)
+            small = image.convert("RGB")
+            if small.width > half[0] + 1:  # no JPEG
+                small = small.resize(half, Image.Resampling.LANCZOS)
+            return np.asarray(ImageOps.exif_transpose(small))
+    except UNREADABLE:
+        return None
+
+
+def is_whole(file: IO[bytes]) -> bool:
+    """Whether `read_photo` can read a file; of a JPEG, at an eighth of its size, which is faster."""
+    try:
+        with Image.open(file) as image:
+            image.draft("RGB", (image.width // 8, image.height // 8))
+            image.load()
+            return True
+    except UNREADABLE:
+        return False
+
+
 def read_large(file: Path, min_side: int) -> NDArray[np.uint8] | None:
     """As `read_photo`; None also for one whose shorter side is under `min_side` px."""
     pixels = read_photo(file)
@@ -160,7 +188,7 @@ def draw_crop(height: int, width: int, size: int, rng: np.random.Generator, halv
     side = min(height, width)
     if side < size:
         raise ValueError(f"a crop of {size} px does not fit in a picture of {width}x{height}: leave small ones out.")
-    step = 2 if halve and side >= 2 * size and side > 1000 and rng.random() < 0.3 else 1
+    step = 2 if halve and side >= 2 * size and side > 1000 and rng.random() < HALVED else 1
     top, left = int(rng.integers(0, height - step * size + 1)), int(rng.integers(0, width - step * size + 1))
     return Crop(top, left, size, step, bool(rng.random() < 0.5), int(rng.integers(0, 4)))
 
@@ -177,6 +205,8 @@ def cut(pixels: NDArray[np.uint8], crop: Crop) -> NDArray[np.uint8]:
     return np.ascontiguousarray(np.rot90(square, crop.turns))
 
 
-def random_crop(pixels: NDArray[np.uint8], size: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A square crop [size, size, 3], mirrored and turned at random; of a large one, three in ten at half size."""
-    return cut(pixels, draw_crop(*pixels.shape[:2], size, rng))
+def random_crop(
+    pixels: NDArray[np.uint8], size: int, rng: np.random.Generator, halve: bool = True
+) -> NDArray[np.uint8]:
+    """A square crop [size, size, 3] as `draw_crop` draws it."""
+    return cut(pixels, draw_crop(*pixels.shape[:2], size, rng, halve))

@@ -1,16 +1,18 @@
-"""Photographs in WebDataset shards, for sets that do not fit in memory, and training pairs from them.
+"""Training pairs from photographs in WebDataset shards, for sets that do not fit in memory.
 
     python -m training.data.shards write --photos PHOTOS --out SHARDS --per-shard 100
 
-A shard is a tar file with one member a photograph, the file's own bytes. The global sequence of shards is endless:
-shard number k = 0, 1, 2, ... is entry k mod N of the permutation of epoch k // N, for N shards. It is dealt out to the
-consumers, which are all workers of all processes: consumer c takes every k with k mod consumers = c. A sample depends
-on the seed, on k and on its position in the shard, so not on who reads it.
+The global sequence of shards is endless: shard number k = 0, 1, 2, ... is entry k mod N of the permutation of epoch
+k // N, for N shards. It is dealt out to the consumers, which are all workers of all processes: consumer c takes every k
+with k mod consumers = c. Of each photograph several crops are taken every time that it is decoded, and those of a shard
+are mixed. A sample depends on the seed, on k and on its number in the shard, so not on who reads it.
 """
 
 import io
 import logging
+import random
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,68 +24,42 @@ from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 from webdataset.tariterators import tarfile_samples
 
+from training.data.degradation_batched import draw_plan, samples_of
 from training.data.pairs import Pairs, pair_of
-from training.data.photos import SUFFIXES, is_held_back, photo_paths, read_photo
+from training.data.photos import HALVED, SUFFIXES, random_crop, read_halved, read_photo
+from training.data.shard_writer import write
 from training.engine.run import Run
 from training.engine.sources import Sample, load_ahead, to_device
 
 logger = logging.getLogger(__name__)
 
-POSITIONS = 2**20  # of a shard; a sample's number is k * POSITIONS + position
+Pixels = NDArray[np.uint8]
+
+POSITIONS = 2**20  # of a shard; a sample's number is k * POSITIONS + its own in the shard
+MIXED = 16  # photographs whose crops are mixed
+LARGE = 1000  # px of the shorter side of a photograph that may be taken at half size
 
 
-def key_of(number: int, name: str) -> str:
-    """A photograph's key: unlike all others, and without dots, at which WebDataset would cut it."""
-    stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name.rpartition(".")[0])
-    return f"{number:08d}-{stem[-60:]}"
-
-
-def write(photos: Path, out: Path, per_shard: int = 100) -> None:
-    """Packs the photographs to train on into shards, without the held-back ones.
-
-    They are dealt out in a random order, so that a shard is a mixture, and evenly, so that consumers keep pace. Files
-    that cannot be read are skipped, counted and named.
-
-    Args:
-        photos: folder of JPEG, PNG or WebP files.
-        out: folder for the shards.
-        per_shard: at most so many photographs in each.
-
-    Raises:
-        FileExistsError: `out` holds shards already.
-        FileNotFoundError: there is no readable photograph.
-    """
-    if any(out.glob("*.tar")):
-        raise FileExistsError(f"{out} holds shards already: give an empty folder.")
-    paths = {name: path for name, path in photo_paths(photos).items() if not is_held_back(name)}
-    readable = [name for name, path in paths.items() if read_photo(path) is not None]
-    skipped = sorted(paths.keys() - set(readable))
-    if skipped:
-        logger.warning("skipped %d unreadable: %s", len(skipped), ", ".join(skipped))
-    if not readable:
-        raise FileNotFoundError(f"no photograph to train on under {photos}: give a folder of JPEG, PNG or WebP files.")
-    out.mkdir(parents=True, exist_ok=True)
-    order = np.random.default_rng(0).permutation(len(readable))
-    shards = np.array_split(order, -(-len(readable) // per_shard))
-    for number, members in enumerate(shards):
-        write_shard(out / f"{number:06d}.tar", {readable[i]: paths[readable[i]] for i in members})
-    logger.info("wrote %d photographs in %d shards to %s", len(readable), len(shards), out)
-
-
-def write_shard(path: Path, members: Mapping[str, Path]) -> None:
-    """One shard of photographs by name; written beside `path`, then renamed."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file, wds.TarWriter(file, mtime=0) as tar:
-        for position, (name, photo) in enumerate(members.items()):
-            tar.write({"__key__": key_of(position, name), photo.suffix[1:].lower(): photo.read_bytes()})
-    partial.rename(path)
-
-
-def read_shard(path: Path) -> Iterator[tuple[str, NDArray[np.uint8] | None]]:
-    """Names and pictures [H, W, 3] of a shard, None for what cannot be read; of a damaged shard what comes before."""
+def read_shard(path: Path) -> Iterator[tuple[str, bytes | None]]:
+    """Names and files of a shard, None for what is no photograph; of a damaged shard what comes before."""
     for entry in tarfile_samples([{"url": str(path)}], handler=wds.warn_and_continue):
-        picture = next((value for key, value in entry.items() if f".{key}" in SUFFIXES), None)
-        yield entry["__key__"], None if picture is None else read_photo(io.BytesIO(picture))
+        yield entry["__key__"], next((value for key, value in entry.items() if f".{key}" in SUFFIXES), None)
+
+
+def decode(data: bytes, crop: int, rng: np.random.Generator) -> Pixels | None:
+    """A photograph [H, W, 3], three in ten of the large ones at half size; None if it is unreadable or too small."""
+    is_half = rng.random() < HALVED
+    pixels = read_halved(io.BytesIO(data), max(crop, LARGE // 2)) if is_half else read_photo(io.BytesIO(data))
+    return None if pixels is None or min(pixels.shape[:2]) < crop else pixels
+
+
+@dataclass(frozen=True)
+class CropOf:
+    """A crop [S, S, 3] of a photograph, the number of the sample that it becomes, and where its randomness is from."""
+
+    number: int
+    pixels: Pixels
+    rng: np.random.Generator
 
 
 def resume_shard(latest: Mapping[int, int]) -> int:
@@ -107,7 +83,8 @@ def resume_shard(latest: Mapping[int, int]) -> int:
 class ShardPairs(IterableDataset[Sample]):
     """An endless stream of samples like those of `pairs.make_pair`, with `shard`, their shard's number k.
 
-    Photographs that are smaller than the crop or cannot be read are skipped, counted and, once by each consumer, named.
+    With `degraded=False` a sample is `sharp` alone, [3, crop, crop] uint8, with `index` and `shard`. Photographs that
+    are smaller than the crop or cannot be read are skipped, counted and, once by each consumer, named.
 
     Args:
         shards: tar files, in the same order in every process and after every stop.
@@ -115,17 +92,29 @@ class ShardPairs(IterableDataset[Sample]):
         rank: of this process.
         world: number of processes.
         first_shard: number of the shard to start at, see `resume_shard`.
+        crops: taken of a photograph each time that it is decoded.
+        degraded: whether the low-resolution twins are made here.
 
     Raises:
         FileNotFoundError: a shard is missing, or none is given.
     """
 
-    def __init__(self, shards: Sequence[str | Path], pairs: Pairs, rank: int = 0, world: int = 1, first_shard: int = 0):
+    def __init__(
+        self,
+        shards: Sequence[str | Path],
+        pairs: Pairs,
+        rank: int = 0,
+        world: int = 1,
+        first_shard: int = 0,
+        crops: int = 1,
+        degraded: bool = True,
+    ):
         self.shards = [Path(shard) for shard in shards]
         missing = [str(shard) for shard in self.shards if not shard.is_file()]
         if missing or not self.shards:
             raise FileNotFoundError(f"missing shards: {', '.join(missing) or 'none given'}; write some with `write`.")
         self.pairs, self.rank, self.world, self.first_shard = pairs, rank, world, first_shard
+        self.crops, self.degraded = crops, degraded
         self.skipped: set[str] = set()
 
     def path(self, k: int) -> Path:
@@ -139,15 +128,31 @@ class ShardPairs(IterableDataset[Sample]):
             self.skipped.add(name)
             logger.warning("skipped %d so far, unreadable or too small: now %s", len(self.skipped), name)
 
-    def samples(self, k: int) -> Iterator[Sample]:
-        """Of shard number `k`."""
+    def crops_of(self, k: int) -> Iterator[CropOf]:
+        """Of shard number `k`, photograph by photograph."""
         path = self.path(k)
-        for position, (name, pixels) in enumerate(read_shard(path)):
-            if pixels is None or min(pixels.shape[:2]) < self.pairs.crop:
+        for position, (name, data) in enumerate(read_shard(path)):
+            drawn = np.random.default_rng((self.pairs.seed, k, position))
+            pixels = None if data is None else decode(data, self.pairs.crop, drawn)
+            if pixels is None:
                 self.skip(f"{path.name}/{name}")
                 continue
-            rng = np.random.default_rng((self.pairs.seed, k, position))
-            yield {**pair_of(pixels, self.pairs, k * POSITIONS + position, rng), "shard": torch.tensor(k)}
+            for rng, number in zip(drawn.spawn(self.crops), range(position * self.crops, POSITIONS), strict=False):
+                yield CropOf(k * POSITIONS + number, random_crop(pixels, self.pairs.crop, rng, halve=False), rng)
+
+    def samples(self, k: int) -> Iterator[Sample]:
+        """Of shard number `k`, mixed."""
+        mixed = wds.filters.shuffle(
+            MIXED * self.crops, initial=MIXED * self.crops, rng=random.Random(f"{self.pairs.seed} {k}")
+        )
+        for crop in mixed(self.crops_of(k)):
+            yield {**self.sample_of(crop), "shard": torch.tensor(k)}
+
+    def sample_of(self, crop: CropOf) -> Sample:
+        """A crop with its twin, or as it is."""
+        if self.degraded:
+            return pair_of(crop.pixels, self.pairs, crop.number, crop.rng)
+        return {"index": torch.tensor(crop.number), "sharp": torch.from_numpy(crop.pixels).permute(2, 0, 1)}
 
     def __iter__(self) -> Iterator[Sample]:
         worker = get_worker_info()
@@ -170,10 +175,12 @@ class ShardSource:
     Args:
         shards: tar files.
         pairs: how low-resolution twins are made.
+        crops: taken of a photograph each time that it is decoded.
+        on_device: make the twins where the batch trains, not in the workers.
     """
 
-    def __init__(self, shards: Sequence[str | Path], pairs: Pairs):
-        self.shards, self.pairs = shards, pairs
+    def __init__(self, shards: Sequence[str | Path], pairs: Pairs, crops: int = 1, on_device: bool = False):
+        self.shards, self.pairs, self.crops, self.degrades_on_device = shards, pairs, crops, on_device
         self.latest: dict[int, int] = {}
 
     def batches(
@@ -182,11 +189,16 @@ class ShardSource:
         """Endless, from `resume_shard(latest_shards)` on, whatever the step."""
         first = resume_shard(latest_shards)
         self.latest = dict.fromkeys(range(world * max(1, run.workers)), first)
-        return load_ahead(ShardPairs(self.shards, self.pairs, rank, world, first), run)
+        pairs = ShardPairs(self.shards, self.pairs, rank, world, first, self.crops, not self.degrades_on_device)
+        return load_ahead(pairs, run)
 
     def on_device(self, batch: Sample, device: torch.device) -> Sample:
-        """The batch, moved."""
-        return to_device(batch, device)
+        """The batch, moved, and degraded there where asked."""
+        batch = to_device(batch, device)
+        if not self.degrades_on_device:
+            return batch
+        plans = [draw_plan(self.pairs, np.random.default_rng((self.pairs.seed, i))) for i in batch["index"].tolist()]
+        return {"shard": batch["shard"]} | samples_of(batch["index"], batch["sharp"].float(), plans)
 
     def consumers(self, batch: Mapping[str, Tensor]) -> Mapping[int, int]:
         """The latest shard of every consumer so far, `batch["shard"]` (of all processes) included."""

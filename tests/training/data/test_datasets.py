@@ -11,7 +11,8 @@ from torch import nn
 from training.data.datasets import Data, batches_of_one, mini_data, open_photos, open_source, sd21_data
 from training.data.pairs import Pairs, make_pair
 from training.data.photos import load_photos
-from training.data.shards import write
+from training.data.shard_writer import write
+from training.data.shards import POSITIONS
 from training.engine.run import Run
 from training.engine.sources import Sample
 
@@ -40,6 +41,29 @@ def test_on_the_device_the_crops_are_the_same(data: Data, make_run: Callable[...
     assert device["lr"].shape == workers["lr"].shape == (2, 3, 8, 8)
     assert torch.equal(device["index"], workers["index"])
     assert torch.equal(device["sharp"], workers["sharp"])
+
+
+def test_a_folder_of_shards_is_trained_on_and_scored_on_without_the_photographs(
+    data: Data, make_run: Callable[..., Run], tmp_path: Path
+) -> None:
+    write(data.photos, tmp_path / "shards", per_shard=2)
+    whole = open_photos(data)
+    shards = replace(data, photos=tmp_path / "shards", degrade_on="device")
+    photos, pairs = open_photos(shards)
+    assert not photos.train
+    assert len(pairs) == len(whole[1]) == 1
+    assert all(torch.equal(x, whole[1][0][name]) for name, x in pairs[0].items())
+    batch = first_batch(shards, make_run(tmp_path, batch=8))
+    assert batch["sharp"].shape == (8, 3, 32, 32)
+    assert len(set((batch["index"] % POSITIONS // shards.crops).tolist())) < 8  # several crops of each
+    next((tmp_path / "shards").glob("*.tar")).unlink()
+    with pytest.raises(ValueError, match="lacks 1 of its shards"):
+        open_source(shards, photos)
+
+
+def test_no_crops_of_a_photograph_are_an_error(data: Data) -> None:
+    with pytest.raises(ValueError, match="crops is 0: give 1 or more"):
+        replace(data, crops=0)
 
 
 def test_shards_give_pairs_with_the_number_of_their_shard(

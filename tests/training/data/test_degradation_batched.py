@@ -10,7 +10,7 @@ from torch import Tensor
 from training.data import degradation
 from training.data import degradation_batched as batched
 from training.data.degradation import TwoOrders
-from training.data.degradation_batched import Camera, PairsOnDevice, draw_degradation, draw_plan
+from training.data.degradation_batched import Camera, PairsOnDevice, draw_degradation, draw_sample
 from training.data.pairs import Pairs, make_pair
 from training.data.photos import Crop, Photos
 from training.data.photos import cut as cut_pixels
@@ -192,7 +192,7 @@ def test_crops_taken_at_half_size_are_near_those_of_the_other_path() -> None:
 
 def test_plans_follow_the_shares() -> None:
     pairs = Pairs(crop=32, camera_share=0.3, bicubic_share=0.2)
-    plans = [draw_plan([(64, 80), (90, 50)], pairs, number).degradation for number in range(300)]
+    plans = [draw_sample([(64, 80), (90, 50)], pairs, number)[2].degradation for number in range(300)]
     shares = [np.mean([isinstance(plan, kind) for plan in plans]) for kind in (Camera, TwoOrders, type(None))]
     assert shares == pytest.approx([0.24, 0.56, 0.2], abs=0.08)
 

@@ -1,18 +1,22 @@
 """Shards: what is packed, that an epoch is seen once whoever reads it, and resuming."""
 
+import io
 import logging
 import tarfile
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from training.data.pairs import Pairs
 from training.data.photos import is_held_back
-from training.data.shards import POSITIONS, ShardPairs, ShardSource, resume_shard, write
+from training.data.shard_writer import check_index, read_index, write
+from training.data.shards import POSITIONS, ShardPairs, ShardSource, decode, resume_shard
 from training.engine.run import Run
 
 PAIRS = Pairs(crop=16, softness=0)
@@ -65,8 +69,8 @@ def test_files_are_packed_unchanged_and_evenly_without_the_held_back(photos: Pat
 def test_unreadable_files_are_counted_and_named(photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         write(photos, tmp_path / "out")
-    assert "skipped 1 unreadable: broken" in caplog.text
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["000000.tar"]
+    assert "skipped 1 unreadable or too small: broken" in caplog.text
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["000000.tar", "held_back", "index.json"]
 
 
 def test_nothing_is_written_over_or_made_of_nothing(photos: Path, shards: list[Path], tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ def test_samples_are_like_those_of_pairs(shards: list[Path]) -> None:
         "sharp": (3, 16, 16),
         "shard": (),
     }
-    assert (sample["shard"].item(), sample["index"].item()) == (7, 7 * POSITIONS)
+    assert (sample["shard"].item(), sample["index"].item() // POSITIONS) == (7, 7)
     assert sample["index"].dtype == torch.int64
 
 
@@ -96,8 +100,9 @@ def test_an_epoch_shows_every_photograph_once_and_the_next_one_in_another_order(
     orders = [[level(sample) for sample in epoch] for epoch in epochs]
     assert all(sorted(order) == LEVELS for order in orders)
     assert len({tuple(order) for order in orders}) > 1
-    indices = [int(sample["index"]) for sample in samples]
-    assert indices == sorted(set(indices))
+    shards_seen = [int(sample["shard"]) for sample in samples]
+    assert shards_seen == sorted(shards_seen)
+    assert len({int(sample["index"]) for sample in samples}) == len(samples)
 
 
 def epoch_of(dataset: ShardPairs, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
@@ -158,7 +163,8 @@ def test_small_and_unreadable_photographs_are_skipped_and_named_once(
             tar.add(path, name)
     with caplog.at_level(logging.WARNING):
         samples = list(islice(ShardPairs([tmp_path / "foreign.tar"], PAIRS), 6))
-    assert [int(sample["index"]) % POSITIONS for sample in samples] == [1, 3, 1, 3, 1, 3]
+    numbers = [int(sample["index"]) % POSITIONS for sample in samples]
+    assert [sorted(numbers[i : i + 2]) for i in (0, 2, 4)] == [[1, 3], [1, 3], [1, 3]]
     assert [record.getMessage() for record in caplog.records] == [
         "skipped 1 so far, unreadable or too small: now foreign.tar/small",
         "skipped 2 so far, unreadable or too small: now foreign.tar/broken",
@@ -174,6 +180,73 @@ def test_missing_shards_are_an_error(shards: list[Path]) -> None:
     for paths in ([*shards, "nowhere.tar"], []):
         with pytest.raises(FileNotFoundError, match=r"missing shards: (nowhere.tar|none given)"):
             ShardPairs(paths, PAIRS)
+
+
+def test_the_index_tells_what_is_there_and_what_is_missing(photos: Path, tmp_path: Path) -> None:
+    write(photos, tmp_path, per_shard=3)
+    index = read_index(tmp_path)
+    assert index.shards[0].name == "000000.tar"
+    assert sum(shard.photographs for shard in index.shards) == COUNT
+    check_index(tmp_path, index.shards)
+    assert [path.name for path in (tmp_path / "held_back").iterdir()] == list(index.held_back)
+    assert len(index.held_back) == 1
+    (tmp_path / "000001.tar").write_bytes((tmp_path / "000001.tar").read_bytes()[:-512])
+    (tmp_path / "000002.tar").unlink()
+    with pytest.raises(ValueError, match=r"lacks 2 of its shards, .* copy again 000001\.tar, 000002\.tar"):
+        check_index(tmp_path, index.shards)
+    (tmp_path / "index.json").write_text('{"shards": [{}]}')
+    with pytest.raises(ValueError, match="write the shards again"):
+        read_index(tmp_path)
+
+
+def test_several_crops_of_a_photograph_are_taken_and_those_of_a_shard_mixed(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    names = [f"{number}.png" for number in range(60) if not is_held_back(f"{number}.png")][:8]
+    for number, name in enumerate(names):
+        Image.linear_gradient("L").resize((64, 64)).point(lambda x, n=number: 8 * n + x // 64).save(folder / name)
+    write(folder, tmp_path / "shards")
+    (shard,) = (tmp_path / "shards").glob("*.tar")
+    samples = list(islice(ShardPairs([shard], PAIRS, crops=4), 32))
+    numbers = [int(sample["index"]) for sample in samples]
+    assert sorted(numbers) == list(range(32))
+    photographs = [number // 4 for number in numbers]
+    assert sum(a == b for a, b in pairwise(photographs)) < 12  # 24 where they are not mixed
+    first = [sample["sharp"] for sample, photograph in zip(samples, photographs, strict=True) if photograph == 0]
+    assert len({crop.numpy().tobytes() for crop in first}) > 1
+    again = list(islice(ShardPairs([shard], PAIRS, crops=4), 32))
+    assert all(torch.equal(a["lr"], b["lr"]) for a, b in zip(samples, again, strict=True))
+
+
+def test_large_photographs_are_sometimes_decoded_at_half_size(tmp_path: Path) -> None:
+    shades = Image.radial_gradient("L").resize((1200, 1100)).convert("RGB")
+    for suffix, options in ((".jpg", {"quality": 95}), (".png", {})):
+        data = io.BytesIO()
+        shades.save(data, {".jpg": "JPEG", ".png": "PNG"}[suffix], **options)
+        shapes = [decode(data.getvalue(), 64, np.random.default_rng(seed)).shape for seed in range(60)]
+        assert set(shapes) == {(1100, 1200, 3), (550, 600, 3)}
+        assert np.mean([shape[0] == 550 for shape in shapes]) == pytest.approx(0.3, abs=0.15)
+        half = decode(data.getvalue(), 64, np.random.default_rng(next(s for s, x in enumerate(shapes) if x[0] == 550)))
+        wanted = np.asarray(shades.resize((600, 550), Image.Resampling.LANCZOS)).astype(int)
+        assert np.abs(half - wanted).mean() < 1
+        assert decode(data.getvalue(), 1101, np.random.default_rng(0)) is None
+        assert {decode(data.getvalue(), 600, np.random.default_rng(seed)).shape for seed in range(9)} == {shapes[0]}
+
+
+@pytest.mark.parametrize("degradation", ["camera", "realesrgan"])
+def test_shards_are_degraded_on_the_device_where_asked(shards: list[Path], tmp_path: Path, degradation: Any) -> None:
+    pairs = Pairs(crop=16, degradation=degradation)
+    run = Run(tmp_path, steps=1, batch=8, workers=0)
+    batches = [
+        source.on_device(next(source.batches(run, 0, {}, 0, 1)), torch.device("cpu"))
+        for source in (ShardSource(shards, pairs, 2), ShardSource(shards, pairs, 2, on_device=True))
+    ]
+    workers, device = batches
+    assert {name: x.shape for name, x in workers.items()} == {name: x.shape for name, x in device.items()}
+    assert torch.equal(workers["index"], device["index"])
+    assert torch.equal(workers["shard"], device["shard"])
+    levels = [[round(float((x.mean() + 1) * 127.5)) for x in batch["sharp"]] for batch in batches]
+    assert levels[0] == levels[1]  # of the same photographs, though not of the same crops
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from ctsr import CTSRPipeline
 from training.data.datasets import Data
 from training.data.pairs import Pairs
-from training.data.shards import write
+from training.data.shard_writer import write
 from training.engine.run import Run
 from training.losses import realism as realism_terms
 from training.losses.realism import Realism

@@ -115,11 +115,13 @@ class OneStep(nn.Module):
         """What the realistic end is asked for, [B, 3, H, W]: the photograph, or as soft as the model is told."""
         return batch["sharp" if self.told(batch) is None else "soft"]
 
+    def family_at(self, timestep: Tensor | None) -> Family:
+        """The model's family, told `timestep` [B] where there is one instead of its own."""
+        return self.family if timestep is None else replace(self.family, encoder_timesteps=(cast(Any, timestep),))
+
     def forward(self, lr: Tensor, timestep: Tensor | None = None) -> Endpoints:
         """LR [B, 3, h, w] in [-1, 1] -> endpoints, at the family's own timesteps or at `timestep` [B]."""
-        x, family = enlarge(lr), self.family
-        if timestep is not None:
-            family = replace(family, encoder_timesteps=(cast(Any, timestep),))
+        x, family = enlarge(lr), self.family_at(timestep)
         latents = [self.encode(x, step) for step in family.encoder_timesteps]
         return family.endpoints(lambda sample, step, variant: self.predict(sample, step), latents)
 

@@ -21,7 +21,7 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.families import blend
-from training.data.datasets import Data, mini_data, open_source
+from training.data.datasets import Data, mini2_data, mini_data, open_source
 from training.engine.draws import Draws
 from training.engine.run import Run
 from training.engine.sources import Sample
@@ -35,6 +35,7 @@ from training.losses.score_networks import RegulariserLora
 from training.losses.vsd import VSD
 from training.model.adapt import Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
+from training.stages import fidelity, osediff
 from training.stages.stage import Stage, finish_and_save, main, validate
 from training.stages.stage2 import with_dial_groups
 
@@ -78,7 +79,19 @@ MINI = Recipe(
     faithful=Reconstruction(l1=1.0, l2=5.0, perceptual=0.0, features="none"),
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.5)),
 )
-RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI)}
+MINI2 = Recipe(
+    data=mini2_data(softness=2.0),
+    run=Run(out=tyro.MISSING, steps=10000, ema=0.998, max_norm=0.5),
+    start=tyro.MISSING,
+    realistic=osediff.MINI2.reconstruction,
+    faithful=fidelity.MINI2.reconstruction,
+    path=0.0,  # its decoder is linear: every picture on the way is the blend of the ends
+    realism=osediff.MINI2.realism,
+)
+RECIPES = {
+    "mini": ("ctsr-mini on two CPU cores", MINI),
+    "mini2": ("ctsr-mini 2 on two CPU cores; its perceptual weights are given apart", MINI2),
+}
 
 
 class Dial(nn.Module):
@@ -101,7 +114,8 @@ class Dial(nn.Module):
         faithful = reconstruction_losses(x1, batch["soft"], self.recipe.faithful, self.faithful_features)
         terms = {f"realistic_{name}": term for name, term in realistic.items()}
         terms |= {f"faithful_{name}": term for name, term in faithful.items()}
-        terms["path"] = self.recipe.path * path_loss(x, x0, x1, t)
+        if self.recipe.path:
+            terms["path"] = self.recipe.path * path_loss(x, x0, x1, t)
         judged = self.terms.judged(ends.z0, x0, batch)
         return {**total(terms | self.terms.losses(judged, x0, batch)), "fake": x0, "real": real, "latents": judged}
 

@@ -24,7 +24,7 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.families import blend
-from training.data.datasets import mini_data, sd21_data
+from training.data.datasets import mini2_data, mini_data, sd21_data
 from training.engine.draws import Draws
 from training.engine.run import Run
 from training.engine.sources import Sample
@@ -38,6 +38,7 @@ from training.losses.score_networks import RegulariserLora
 from training.losses.vsd import HIGHEST, LOWEST, VSD
 from training.model.adapt import SD21_ADAPT, Adapt, adapt
 from training.model.one_step import OneStep, open_pipeline
+from training.stages import osediff
 from training.stages.stage import Stage, finish_and_save, main, validate
 from training.stages.teachers import (
     CTSRRecipe,
@@ -105,6 +106,17 @@ MINI = Recipe(
     distillation=Distillation(teacher_as="endpoint", realism=0.01, fidelity=0.02),
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.4)),
 )
+MINI2 = Recipe(
+    data=mini2_data(softness=1.5),
+    # As `training.stages.osediff`, of which this goes on.
+    run=Run(out=tyro.MISSING, steps=4000, ema=0.998, max_norm=0.5),
+    start=tyro.MISSING,
+    peak_rate=1e-4,
+    reconstruction=osediff.MINI2.reconstruction,
+    # Beside L1, whose gradient by a latent is a sixth of a direction's at weight 1: .1 of it towards each teacher.
+    distillation=Distillation(teacher_as="endpoint", realism=0.01, fidelity=0.02),
+    realism=osediff.MINI2.realism,
+)
 SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=20000, batch=1, ema=0.999, schedule="constant"),
@@ -114,7 +126,11 @@ SD21 = Recipe(
     peak_rate=5e-5,
     reconstruction=Reconstruction(l2=1.0, perceptual=2.0, features="lpips"),
 )
-RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}
+RECIPES = {
+    "mini": ("ctsr-mini on two CPU cores", MINI),
+    "mini2": ("ctsr-mini 2 on two CPU cores; its perceptual weights are given apart", MINI2),
+    "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21),
+}
 
 
 @dataclass(frozen=True)
@@ -162,7 +178,7 @@ class DualTeacher(nn.Module):
 
     def view(self, student: OneStep, z: Tensor, batch: Sample) -> View:
         """The latents, and what the student sees."""
-        truth = plain_latents(self.vae, batch["sharp"])
+        truth = plain_latents(self.vae, student.ground_truth(batch))
         draws = Draws(batch["index"], self.seed)
         timestep = draws.integers("distillation timestep", LOWEST, HIGHEST).to(z.device)
         noisy = noised(z, truth, draws.normal("distillation", z), timestep)
@@ -210,13 +226,14 @@ class Student(nn.Module):
         self.perceptual = perceptual_loss(weights.features, model, weights.weights)
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
-        """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
+        """`loss`, its terms, and for the turns after it `fake` and `real` [B, 3, H, W] and `latents` [B, C, h, w]."""
         z = self.model(batch["lr"], self.model.told(batch)).z0
         x = self.model.decode(z)
         judged = self.terms.judged(z, x, batch)
-        terms = reconstruction_losses(x, batch["sharp"], self.weights, self.perceptual)
+        real = self.model.ground_truth(batch)
+        terms = reconstruction_losses(x, real, self.weights, self.perceptual)
         terms |= self.teachers(self.model, z, batch) | self.terms.losses(judged, x, batch)
-        return {**total(terms), "fake": x, "latents": judged}
+        return {**total(terms), "fake": x, "real": real, "latents": judged}
 
 
 def build(recipe: Recipe) -> Stage:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import Endpoints, blend
-from training.data.datasets import mini_data, sd21_data
+from training.data.datasets import mini2_data, mini_data, sd21_data
 from training.engine.draws import Draws
 from training.engine.run import Run
 from training.engine.sources import Sample
@@ -91,6 +91,15 @@ MINI = Recipe(
     adapt=Adapt(unet="frozen", encoder="frozen", time_layers=False, autoencoder_factor=0.05),
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True)),
 )
+MINI2 = Recipe(
+    data=mini2_data(),
+    run=Run(out=tyro.MISSING, steps=2000, ema=0.99, max_norm=0.5),
+    start=tyro.MISSING,
+    adapt=Adapt(unet="frozen", encoder="frozen", decoder=False, time_layers=False),
+    # Its decoder is linear: the straight line of latents is the blend of the pictures, and kappa has nothing to bend.
+    weights=Weights(path=0.0, faithful=0.0, decoder=0.0),
+    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0)),
+)
 SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=50000, batch=1, ema=0.999, schedule="constant"),
@@ -99,7 +108,11 @@ SD21 = Recipe(
     peak_rate=5e-5,
     weights=Weights(anchor=1.0),
 )
-RECIPES = {"mini": ("ctsr-mini on two CPU cores", MINI), "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21)}
+RECIPES = {
+    "mini": ("ctsr-mini on two CPU cores", MINI),
+    "mini2": ("ctsr-mini 2 on two CPU cores", MINI2),
+    "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21),
+}
 
 
 def check(recipe: Recipe) -> None:
@@ -152,9 +165,10 @@ class Bends(nn.Module):
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
-        z = self.model.encode(enlarge(batch["lr"]), self.model.family.encoder_timesteps[0])
-        output = self.model.predict(z, self.model.family.timesteps[0])
-        ends = self.model.family.endpoints(lambda sample, timestep, variant: output, [z])
+        family = self.model.family_at(self.model.told(batch))
+        z = self.model.encode(enlarge(batch["lr"]), family.encoder_timesteps[0])
+        output = self.model.predict(z, family.timesteps[0])
+        ends = family.endpoints(lambda sample, timestep, variant: output, [z])
         ends = replace(ends, z0=ends.z0.detach())
         t = Draws(batch["index"], self.seed).uniform("dial").to(z.device)
         middle = blend(ends, t)
@@ -163,7 +177,7 @@ class Bends(nn.Module):
         if self.weights.anchor:
             o = output[:, : z.shape[1]].float()
             with torch.no_grad():
-                aim = self.stage1.predict(z, self.model.family.timesteps[0])[:, : z.shape[1]].float()
+                aim = self.stage1.predict(z, family.timesteps[0])[:, : z.shape[1]].float()
             terms["anchor"] = self.weights.anchor * F.mse_loss(o, aim)
         near, judged = 1 - t, self.terms.judged(middle, x, batch)
         terms |= self.terms.losses(weigh_gradient(judged, near), weigh_gradient(x, near), batch)

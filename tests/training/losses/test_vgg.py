@@ -1,6 +1,5 @@
 """VGG16's features, the distance and the discriminator on them, with random weights in the real layout."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +13,9 @@ from training.losses.perceptual import VGG_FILE, VGGDistance, dists_distance, pe
 from training.losses.vgg import STAGES, TORCHVISION, VGGFeatures, read_weights
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the three files that `VGGDistance` reads."""
-    out, rng = tmp_path_factory.mktemp("vgg"), np.random.default_rng(0)
-    widths = [3, *(width for width, count in STAGES for _ in range(count))]
-    convs = {}
-    for number, (a, b) in enumerate(pairwise(widths)):
-        convs[f"conv{number}.weight"] = (rng.standard_normal((b, a, 3, 3)) * (2 / (9 * a)) ** 0.5).astype(np.float16)
-        convs[f"conv{number}.bias"] = np.zeros(b, np.float16)
-    np.savez(out / VGG_FILE, **convs)
-    np.savez(out / "lpips_vgg_lin.npz", **{f"lin{k}": rng.random(width) / width for k, (width, _) in enumerate(STAGES)})
-    count = 3 + sum(width for width, _ in STAGES)
-    np.savez(out / "dists_alpha_beta.npz", alpha=rng.random((1, count, 1, 1)), beta=rng.random((1, count, 1, 1)))
-    return out
+@pytest.fixture
+def folder(perceptual_weights: Path) -> Path:
+    return perceptual_weights
 
 
 def pictures(seed: int = 0) -> Tensor:
@@ -55,7 +43,8 @@ def test_the_pictures_seen_last_are_remembered_with_their_graph_and_others_are_n
     first = vgg(x, 2)
     vgg(y, 1)
     again = vgg(x.detach(), 3)
-    assert again[:2] == first and again[2].requires_grad
+    assert again[:2] == first
+    assert again[2].requires_grad
     vgg(pictures(2), 1)
     assert vgg(x, 1)[0] is not first[0]
     torch.testing.assert_close(vgg(x, 3), again)

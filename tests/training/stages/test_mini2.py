@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from training.data.datasets import mini2_data
 from training.data.pairs import held_back_pairs
 from training.data.photos import load_photos
 from training.engine.run import Run
+from training.losses.perceptual import VGG_FILE
 from training.model.one_step import DEFAULT_TIMESTEP, OneStep, open_pipeline
-from training.stages import fidelity
+from training.stages import fidelity, joint, osediff, stage1, stage2
 from training.stages.stage import RESULT, train, validate
 
 pytest.importorskip("peft")
@@ -65,6 +67,36 @@ def test_fidelity_learns_from_nothing(recipe: fidelity.Recipe) -> None:
     with torch.no_grad():
         figures = validate(OneStep(pipeline), pairs, dial=(1.0,)).figures
     assert figures["t=1"] > figures["bicubic"]
+
+
+def test_the_whole_lineage_runs_and_keeps_what_each_stage_must(
+    photos: Path, make_run: Callable[..., Run], perceptual_weights: Path, tmp_path: Path
+) -> None:
+    def short(recipe: Any, name: str, **changes: Any) -> Any:
+        data = replace(recipe.data, photos=photos, pairs=replace(recipe.data.pairs, crop=32))
+        return replace(recipe, data=data, run=make_run(tmp_path / name, steps=3, validate_every=1000), **changes)
+
+    def result(name: str) -> Path:
+        return tmp_path / name / RESULT
+
+    vgg = replace(osediff.MINI2.reconstruction, weights=perceptual_weights)
+    features = replace(osediff.MINI2.realism.adversarial, features=perceptual_weights / VGG_FILE, delay=0)
+    realism = replace(osediff.MINI2.realism, adversarial=features)
+    seen = {"reconstruction": vgg, "realism": realism}
+    train(fidelity.build, short(fidelity.MINI2, "fidelity"))
+    faithful = {"fidelity": result("fidelity")}
+    train(osediff.build, short(osediff.MINI2, "osediff", start=str(result("fidelity")), **seen))
+    train(stage1.build, short(stage1.MINI2, "stage1", start=str(result("osediff")), **faithful, **seen))
+    train(stage2.build, short(stage2.MINI2, "stage2", start=str(result("stage1")), **faithful))
+    last = short(joint.MINI2, "joint", start=str(result("stage2")), realistic=vgg, realism=realism)
+    train(joint.build, last)
+
+    picture = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    first, before, after = (open_pipeline(result(name)) for name in ("stage1", "stage2", "joint"))
+    at = {t: before(picture, scale=4, t=t, output_type="pt").images for t in (0.0, 0.25, 1.0)}
+    torch.testing.assert_close(at[0.0], first(picture, scale=4, output_type="pt").images, atol=1e-5, rtol=0)
+    assert (at[1.0] - at[0.0]).abs().max() > 1e-4, "stage 2 has learned a way to the faithful end"
+    assert (after(picture, scale=4, t=0.0, output_type="pt").images - at[0.0]).abs().max() > 1e-5
 
 
 def test_the_pipeline_runs_it_at_any_size_by_tiles_and_from_its_file(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from training.losses.vsd import (
     uniform_timesteps,
 )
 from training.model.adapt import Adapt
-from training.model.one_step import open_pipeline
+from training.model.one_step import is_base, open_pipeline
 from training.model.sd21 import NEGATIVE_PROMPT
 
 
@@ -95,6 +95,9 @@ class RealismRecipe(Protocol):
     def run(self) -> Run: ...
 
     @property
+    def start(self) -> str: ...
+
+    @property
     def prior(self) -> Path | None: ...
 
     @property
@@ -115,7 +118,7 @@ def open_realism(
 
 
 def open_prior(recipe: RealismRecipe) -> ScoreNetworks | None:
-    """The score networks, if VSD is on.
+    """The score networks, if VSD is on; where the recipe names no prior, of the Stable Diffusion folder it starts from.
 
     Raises:
         ValueError: VSD has no prior, or guidance no text encoder.
@@ -123,8 +126,13 @@ def open_prior(recipe: RealismRecipe) -> ScoreNetworks | None:
     vsd, prior = recipe.realism.vsd, recipe.prior
     if not vsd.weight:
         return None
+    if prior is None and is_base(recipe.start):
+        prior = Path(recipe.start)
     if prior is None:
-        raise ValueError("VSD needs a prior: give --prior, or set --realism.vsd.weight 0.")
+        raise ValueError(
+            "VSD needs a prior: give --prior, a Stable Diffusion folder or a file of training.research.prior, or set "
+            "--realism.vsd.weight 0."
+        )
     negative = None
     if vsd.guidance != 1:
         if not prior.is_dir():
@@ -134,7 +142,7 @@ def open_prior(recipe: RealismRecipe) -> ScoreNetworks | None:
             )
         negative = encode_prompts(prior, [NEGATIVE_PROMPT])
     base = open_pipeline(prior, "osediff")
-    return open_score_networks(base, recipe.regulariser_lora, recipe.adapt.rank, recipe.adapt.alpha, negative)
+    return open_score_networks(base, recipe.regulariser_lora, recipe.adapt, negative)
 
 
 def total(terms: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline
 from training.engine.run import own_device
 from training.losses.vsd import Denoiser
-from training.model.adapt import AS_OSEDIFF, Group
-from training.model.lora import ALPHA, RANK, add_lora, lora_parameters, unet_targets
+from training.model.adapt import AS_OSEDIFF, Adapt, Group, recompute, to_base_dtype
+from training.model.lora import add_lora, lora_parameters, unet_targets
 from training.model.one_step import OneStep
 
 RegulariserLora = Literal["mid", "all"]
+AS_IT_IS = Adapt()
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class ScoreNetworks:
 def open_score_networks(
     base: CTSRPipeline,
     lora: RegulariserLora | None = None,
-    rank: int = RANK,
-    alpha: float = ALPHA,
+    what: Adapt = AS_IT_IS,
     negative_prompt: Tensor | None = None,
 ) -> ScoreNetworks:
     """Prior and regulariser of a pipeline that predicts noise: an SD 2.1 base, or a `training.research.prior` file.
@@ -56,7 +56,8 @@ def open_score_networks(
     Args:
         base: its UNet is taken over, not copied.
         lora: which adapters of the regulariser learn; None trains a whole copy (the mini).
-        rank, alpha: of LoRA.
+        what: rank and alpha of LoRA, the dtype of the frozen base beneath it, and whether the regulariser recomputes
+            its activations.
         negative_prompt: for guidance.
     """
     device = own_device()  # the mini's prior is in no turn's module, so nobody else moves it
@@ -71,10 +72,16 @@ def open_score_networks(
         network = copy.deepcopy(model.unet).requires_grad_(True)
         twin = copy.copy(model)
         twin._modules = {**model._modules, "unet": network}
+        if what.checkpointing:
+            recompute(network)
         return ScoreNetworks(denoiser(model), denoiser(twin), encode, network, None, negative_prompt)
     targets = unet_targets(model.unet)
     chosen = targets if lora == "all" else {"default_others": targets["default_others"]}
-    add_lora(model.unet, chosen, rank, alpha)
+    for module in (model.unet, model.vae):
+        to_base_dtype(module, what)
+    add_lora(model.unet, chosen, what.rank, what.alpha)
+    if what.checkpointing:
+        recompute(model.unet)
     groups: list[Group] = [{"params": lora_parameters(model.unet), **AS_OSEDIFF}]
     return ScoreNetworks(without_adapters(model), denoiser(model), encode, model.unet, groups, negative_prompt)
 

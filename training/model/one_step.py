@@ -1,5 +1,6 @@
 """The one-step model as the stages train it: the networks of a pipeline, differentiable and without tiles."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,8 @@ from ctsr.models.lora import merge_lora
 from ctsr.models.unet_mini2 import TimeConditionedUNetMini2
 from training.data.degradation import SCALE
 from training.model.sd21 import load_base
+
+logger = logging.getLogger(__name__)
 
 TIMESTEP = 999  # one step from the far end, as OSEDiff
 
@@ -46,6 +49,12 @@ def new_mini(family: str) -> CTSRPipeline:
     )
 
 
+def is_base(start: Path | str) -> bool:
+    """Whether it is the folder of an SD 2.1 base model, and no pipeline of ours."""
+    index = Path(start) / "model_index.json"
+    return Path(start).is_dir() and not (index.is_file() and "CTSRPipeline" in index.read_text(encoding="utf-8"))
+
+
 def open_pipeline(start: Path | str, family: str = "ctsr") -> CTSRPipeline:
     """What a stage starts from, in fp32.
 
@@ -56,10 +65,9 @@ def open_pipeline(start: Path | str, family: str = "ctsr") -> CTSRPipeline:
     """
     if start == NEW:
         return new_mini(family)
-    path = Path(start)
-    index = path / "model_index.json"
-    if path.is_dir() and not (index.is_file() and "CTSRPipeline" in index.read_text(encoding="utf-8")):
-        return load_base(path, family)
+    if is_base(start):
+        logger.warning("The prompt is empty for every picture; OSEDiff and its relatives give each its own tags.")
+        return load_base(Path(start), family)
     pipeline = load_pipeline(start, torch.float32)
     for part in (pipeline.unet, pipeline.vae):
         merge_lora(part)  # new adapters of the same names would take the place of kept ones

@@ -2,7 +2,7 @@
 
     python -m training.research.tadsr mini --data.photos PHOTOS \\
         --start RUNS/fidelity/model.safetensors --run.out RUNS/tadsr
-    python -m training.research.tadsr sd21 --data.photos PHOTOS --start SD21_BASE --prior SD21_BASE --run.out RUNS/tadsr
+    python -m training.research.tadsr sd21 --data.photos PHOTOS --start SD21_BASE --run.out RUNS/tadsr
 
 Each sample runs at its own tau_s: z_L = s E(x_L, tau_s), o = U(z_L, tau_s), z0 = z_L / sqrt(abar) - o. A small tau_s is
 held to the photograph, a large one to its blurred version alone, and its realism term looks at noisier latents. After
@@ -76,7 +76,6 @@ SD21 = Recipe(
     data=replace(sd21_data(), pairs=replace(sd21_data().pairs, bicubic_share=0.01)),
     run=Run(out=tyro.MISSING, steps=2000, batch=1, accumulation=24, ema=0.999, schedule="constant"),
     start=tyro.MISSING,
-    prior=tyro.MISSING,
     adapt=replace(SD21_ADAPT, time_layers=True, autoencoder_factor=1.0),
     peak_rate=5e-5,
     reconstruction=Reconstruction(l2=1.0, perceptual=2.0, features="lpips"),

@@ -36,7 +36,7 @@ class Recipe:
 
     Attributes:
         start: "mini", a stage's file, or an SD 2.1 base folder.
-        prior: for VSD: the file of `training.research.prior`, or the SD base folder.
+        prior: for VSD: the file of `training.research.prior`, or an SD base folder; None is the one of `start`.
         regulariser_lora: "mid" for parity with the released code, whose other adapters never acted.
     """
 
@@ -76,7 +76,6 @@ SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=14000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
     start=tyro.MISSING,
-    prior=tyro.MISSING,
     adapt=SD21_ADAPT,
     peak_rate=5e-5,
     reconstruction=Reconstruction(l2=1.0, perceptual=2.0, features="lpips"),

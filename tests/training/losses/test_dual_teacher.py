@@ -111,5 +111,17 @@ def test_consistency_on_clean_latents_goes_through_the_teacher():
     noisy, weight = latents(0).requires_grad_(), 0.5
     other = latents(1).requires_grad_()
     clean_consistency((weight * noisy, other)).backward()
-    assert torch.allclose(noisy.grad, 2 * weight * (weight * noisy - other).detach() / noisy.numel(), atol=1e-7)
+    d = (weight * noisy - other).detach()
+    g = d / d.abs().mean(dim=(1, 2, 3), keepdim=True)
+    assert torch.allclose(noisy.grad, 2 * weight * g / noisy.numel(), atol=1e-7)
     assert other.grad is None
+
+
+def test_both_forms_of_consistency_pull_alike_near_and_far():
+    """A denoiser that says what it sees, and a teacher that is an endpoint, differ in nothing then."""
+    truth = latents(1)
+    for distance in (1e-3, 1.0, 30.0):
+        z = (truth + distance * latents(2)).requires_grad_()
+        (as_denoiser,) = torch.autograd.grad(clean_consistency((z, truth)), z)
+        (as_endpoint,) = torch.autograd.grad(directed(z, z, truth), z)
+        assert torch.allclose(as_denoiser, as_endpoint, rtol=1e-3, atol=1e-8)

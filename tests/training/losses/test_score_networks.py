@@ -11,6 +11,7 @@ from training.losses.score_networks import ScoreNetworks, adapters_off, open_sco
 
 pytest.importorskip("peft")
 
+from training.model.adapt import SD21_ADAPT, Adapt
 from training.model.lora import lora_parameters
 
 
@@ -43,7 +44,7 @@ def test_they_start_equal_and_only_the_regulariser_moves(make_sd: Callable[..., 
 
 @pytest.mark.parametrize(("lora", "parts"), [("mid", {"mid"}), ("all", {"encoder", "decoder", "mid"})])
 def test_which_adapters_learn(make_sd: Callable[..., CTSRPipeline], lora, parts: set[str]) -> None:
-    scores = open_score_networks(make_sd("osediff"), lora, rank=2, alpha=4)
+    scores = open_score_networks(make_sd("osediff"), lora, Adapt(rank=2, alpha=4))
     names = trained_names(scores)
     assert all(".lora_A." in name or ".lora_B." in name for name in names)
     found = {
@@ -69,6 +70,28 @@ def test_without_lora_the_regulariser_is_a_whole_copy(make_prior: Callable[..., 
     assert scores.network is not base.unet
     assert trained_names(scores) == {name for name, _ in base.unet.named_parameters()}
     assert not any(p.requires_grad for p in base.unet.parameters())
+
+
+def test_the_frozen_base_is_in_the_dtype_asked_for_and_the_regulariser_recomputes(
+    make_sd: Callable[..., CTSRPipeline],
+) -> None:
+    z, tau = noisy()
+    grown: list[Tensor] = []
+    for what in (Adapt(), SD21_ADAPT):
+        torch.manual_seed(0)  # of LoRA
+        scores = open_score_networks(make_sd("osediff"), "all", what)
+        dtypes = {p.requires_grad: p.dtype for p in scores.network.parameters()}
+        assert dtypes == {True: torch.float32, False: {"fp32": torch.float32, "bf16": torch.bfloat16}[what.base_dtype]}
+        calls: list[int] = []
+        scores.network.mid_block.resnets[1].register_forward_pre_hook(lambda *_, calls=calls: calls.append(1))
+        change(scores)
+        with torch.autocast("cpu", torch.bfloat16):
+            scores.regulariser(z, tau).square().mean().backward()
+        assert len(calls) == (2 if what.checkpointing else 1)
+        grown.append(
+            next(p.grad for name, p in scores.network.named_parameters() if "mid" in name and "lora_B" in name)
+        )
+    assert torch.nn.functional.cosine_similarity(*(g.flatten() for g in grown), dim=0) > 0.95
 
 
 def test_the_prior_never_has_a_gradient_and_leaves_the_adapters_on(make_sd: Callable[..., CTSRPipeline]) -> None:

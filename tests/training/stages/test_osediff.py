@@ -54,7 +54,6 @@ def sd21(mini: osediff.Recipe, sd_folder: Path, tmp_path: Path) -> osediff.Recip
         data=mini.data,
         run=replace(osediff.SD21.run, out=tmp_path / "osediff", steps=2, accumulation=2, warm_up=0, workers=0),
         start=str(sd_folder),
-        prior=sd_folder,
         peak_rate=1e-2,  # 5e-5 would be too little to see in two steps
         reconstruction=replace(osediff.SD21.reconstruction, perceptual=0.0, features="none"),
         realism=replace(osediff.SD21.realism, vsd=replace(osediff.SD21.realism.vsd, peak_rate=1e-2)),
@@ -160,6 +159,16 @@ def test_the_regulariser_learns_on_the_latents_that_were_judged(
     out = Generator(OneStep(make_mini()), mini.reconstruction, terms)(batch)
     assert out["latents"].shape == (2, 4, 3, 3)
     assert torch.equal(out["latents"], terms.judged(out["latents"], out["fake"], batch))
+
+
+def test_the_prior_is_the_base_that_training_starts_from_and_an_empty_prompt_is_said(
+    sd21: osediff.Recipe, sd_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sd21.prior is None
+    scores, named = (open_prior(recipe) for recipe in (sd21, replace(sd21, prior=sd_folder)))
+    for name, tensor in scores.network.state_dict().items():
+        assert "lora_A" in name or torch.equal(tensor, named.network.state_dict()[name])
+    assert "The prompt is empty for every picture" in caplog.text
 
 
 def test_the_negative_prompt_is_osediffs_and_only_where_there_is_guidance(

@@ -100,6 +100,19 @@ class ProbeSave:
         return {"ui": {"dtype": [str(tensor.dtype)]}}
 
 
+class ProbeSize:
+    """Takes a tensor and does nothing with it: an end for a prompt."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "run", "probe", True
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {"required": {"value": (ANY, {})}}
+
+    def run(self, value: torch.Tensor) -> dict[str, Any]:
+        return {"ui": {"shape": list(value.shape)}}
+
+
 class ProbePipeline:
     """The library's own picture of a file, fp32 on the CPU, as an IMAGE."""
 
@@ -173,7 +186,7 @@ class ProbeRoom:
 
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
-    for node in (ProbeValue, ProbeArray, ProbeSave, ProbePipeline, ProbeLimit, ProbeEviction, ProbeRoom)
+    for node in (ProbeValue, ProbeArray, ProbeSave, ProbeSize, ProbePipeline, ProbeLimit, ProbeEviction, ProbeRoom)
 }
 
 # --- a device of limited memory -----------------------------------------------------------------------------------

@@ -9,8 +9,9 @@ TADSR (2508.16557), PiSA-SR (2412.03017), OFTSR (2412.09465). All code is our ow
 A pipeline calls::
 
     latents = [encode(x, tau) for tau in family.encoder_timesteps]
-    endpoints = family.endpoints(predict, latents, generator)   # `predict` runs the UNet, tiled or not
-    z = blend(endpoints, t)                                     # any t, no UNet pass
+    inputs = family.unet_inputs(latents, generator)
+    outputs = [unet(each.sample, each.timestep) for each in inputs]   # one pass, or two; tiled or not
+    z = blend(family.endpoints(inputs, outputs), t)                   # any t, no UNet pass
 """
 
 import math
@@ -18,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, Protocol, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -154,18 +155,21 @@ def blend(endpoints: Endpoints, t: Dial) -> Tensor:
     return torch.where(dial > 0, z, z0)
 
 
-class Predict(Protocol):
-    """One UNet pass over the whole picture; the pipeline supplies it, tiled or not."""
+@dataclass(frozen=True)
+class UNetInput:
+    """What one pass of the UNet is given.
 
-    def __call__(self, z: Tensor, timestep: int, variant: str | None) -> Tensor:
-        """UNet output [B, groups * C, h, w], any float dtype.
+    Attributes:
+        start: what the pass starts from, x_0 [B, C, h, w]: z_L, or fp32 with noise.
+        sample: the UNet's input in z_L's dtype: x_0, or [B, 2C, h, w] of a family with `concat_latent`.
+        timestep: tau_u in 0..999.
+        variant: the adapter to run with ("pix", "full"), None for the UNet as it is.
+    """
 
-        Args:
-            z: the UNet's input, [B, C, h, w], or [B, 2C, h, w] of a family with `concat_latent`; z_L's dtype.
-            timestep: tau_u in 0..999.
-            variant: the adapter to run with ("pix", "full"), None for the UNet as it is.
-        """
-        ...
+    start: Tensor
+    sample: Tensor
+    timestep: int
+    variant: str | None
 
 
 @dataclass(frozen=True)
@@ -227,25 +231,19 @@ class Family:
 
     @property
     def needs_seed(self) -> bool:
-        """Whether `endpoints` draws noise and so needs a generator."""
+        """Whether `unet_inputs` draws noise and so needs a generator."""
         return self.sigma > 0
 
-    def endpoints(
-        self, predict: Predict, latents: Sequence[Tensor], generator: torch.Generator | None = None
-    ) -> Endpoints:
-        """Run the UNet pass or passes and give the ends of the dial.
+    def unet_inputs(self, latents: Sequence[Tensor], generator: torch.Generator | None = None) -> list[UNetInput]:
+        """What the UNet is given in each pass, the realistic end first.
 
         Args:
-            predict: one UNet pass.
             latents: scaled latents z_L, one for each of `encoder_timesteps`, each [B, C, h, w], any float dtype.
             generator: source of the start noise, which is drawn on the generator's own device; only families with
                 `needs_seed` use it.
 
-        Returns:
-            `Endpoints` in fp32, `delta` and `kappa` None where the family has none.
-
         Raises:
-            ValueError: a wrong number of latents, no generator where one is needed, a UNet of other output channels.
+            ValueError: a wrong number of latents, or no generator where one is needed.
         """
         if len(latents) != len(self.encoder_timesteps):
             raise ValueError(
@@ -253,10 +251,15 @@ class Family:
                 f"{self.encoder_timesteps}; got {len(latents)}."
             )
         noise = self._noise(latents[0], generator)
-        z0, *bends = self._end(predict, latents, noise, 0)
-        if self.passes == 2:
-            return Endpoints(z0, self._end(predict, latents, noise, 1)[0] - z0)
-        return Endpoints(z0, *bends)
+        inputs: list[UNetInput] = []
+        for index, timestep in enumerate(self.timesteps):
+            z = latents[min(index, len(latents) - 1)]
+            start = z if noise is None else (1 - self.sigma**2) ** 0.5 * z.float() + self.sigma * noise
+            sample = start.to(z.dtype)
+            if self.concat_latent:
+                sample = torch.cat([sample, z], dim=1)
+            inputs.append(UNetInput(start, sample, timestep, self.variants[index] if self.variants else None))
+        return inputs
 
     def _noise(self, z: Tensor, generator: torch.Generator | None) -> Tensor | None:
         """eps like z in fp32, or None for a family that starts from z_L."""
@@ -268,23 +271,31 @@ class Family:
             )
         return torch.randn(z.shape, generator=generator, device=generator.device).to(z.device)
 
-    def _end(self, predict: Predict, latents: Sequence[Tensor], noise: Tensor | None, index: int) -> list[Tensor]:
-        """x0 of pass `index`, then delta and kappa where the UNet gives them; each [B, C, h, w] fp32."""
-        z = latents[min(index, len(latents) - 1)]
-        start = z if noise is None else (1 - self.sigma**2) ** 0.5 * z.float() + self.sigma * noise
-        sample = start.to(z.dtype)
-        if self.concat_latent:
-            sample = torch.cat([sample, z], dim=1)
-        timestep = self.timesteps[index]
-        output = predict(sample, timestep, self.variants[index] if self.variants else None).float()
-        channels = self.output_groups * z.shape[1]
-        if output.shape[1] != channels:
-            raise ValueError(
-                f"Family {self.name!r} needs a UNet of {channels} output channels for {z.shape[1]} latent channels; "
-                f"this one gives {output.shape[1]}. Load the UNet that belongs to the family."
-            )
-        o, *bends = output.chunk(self.output_groups, dim=1)
-        return [predict_x0(start, o, *coefficients(self.parameterization, timestep)), *bends]
+    def endpoints(self, inputs: Sequence[UNetInput], outputs: Sequence[Tensor]) -> Endpoints:
+        """The ends of the dial, in fp32; `delta` and `kappa` None where the family has none.
+
+        Args:
+            inputs: what `unet_inputs` gave.
+            outputs: the UNet's result for each, [B, output_groups * C, h, w], any float dtype.
+
+        Raises:
+            ValueError: a UNet of other output channels.
+        """
+        ends: list[Tensor] = []
+        groups: list[Tensor] = []
+        for given, output in zip(inputs, outputs, strict=True):
+            channels = given.start.shape[1]
+            if output.shape[1] != self.output_groups * channels:
+                raise ValueError(
+                    f"Family {self.name!r} needs a UNet of {self.output_groups * channels} output channels for "
+                    f"{channels} latent channels; this one gives {output.shape[1]}. Load the UNet that belongs to the "
+                    "family."
+                )
+            o, *groups = output.float().chunk(self.output_groups, dim=1)
+            ends.append(predict_x0(given.start, o, *coefficients(self.parameterization, given.timestep)))
+        if self.passes == 2:
+            return Endpoints(ends[0], ends[1] - ends[0])
+        return Endpoints(ends[0], *groups)
 
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(

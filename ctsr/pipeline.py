@@ -10,9 +10,8 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, Protocol, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, cast, overload
 
 import numpy as np
 import torch
@@ -49,7 +48,8 @@ from .models.prompt_embeddings import PromptEmbeddings
 from .runtime.offload import ExecutionMixin, check_tile
 from .runtime.user_lora import UserLoraMixin
 from .tiling import networks
-from .tiling.networks import Stage
+from .tiling.networks import Progress as Progress
+from .tiling.networks import Stage, Tiling
 from .tiling.sd_vae.doubling import double_by_phases
 
 logger = logging.getLogger(__name__)
@@ -58,17 +58,6 @@ DEFAULT_T = 0.5
 DEFAULT_SCALE = 4.0
 REEXPORT = "from ctsr import CTSRPipeline\n"
 """pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
-
-
-class Progress(Protocol):
-    """Called after every tile; raise an exception in it to cancel."""
-
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`stage` is "encode", "unet" or "decode"; `done` of `total` tiles of that stage are finished.
-
-        Counted anew for every picture, for every pass of a stage that has two, and for a stage that is tried again.
-        """
-        ...
 
 
 Images = list[Image.Image] | np.ndarray[Any, Any] | Tensor
@@ -380,14 +369,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
 
     @torch.no_grad()
     def encode(
-        self,
-        image: Tensor,
-        height: int,
-        width: int,
-        timestep: int | None = None,
-        tile: int = 0,
-        tile_overlap: int | None = None,
-        callback: Progress | None = None,
+        self, image: Tensor, height: int, width: int, timestep: int | None = None, **tiling: Unpack[Tiling]
     ) -> Encoded:
         """Enlarges a picture bicubically and encodes it.
 
@@ -396,31 +378,25 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             height: pixels of the result.
             width: pixels of the result.
             timestep: tau_e in 0..999 instead of the checkpoint's own; in place of two it leaves TADSR without a dial.
-            tile: side of a tile in pixels of the result, 0 for automatic.
-            tile_overlap: pixels that tiles share, for networks that normalise over space; by default 128, or half a
-                tile where that is less.
-            callback: progress and cancel.
+            tiling: `tile`, `tile_overlap` and `callback`, see `Tiling`.
         """
-        latents = self.encode_unscaled(image, height, width, timestep, tile, tile_overlap, callback)
+        latents = self.encode_unscaled(image, height, width, timestep, **tiling)
         return Encoded(tuple(z.mul_(self.scaling_factor) for z in latents), (height, width), image)
 
     @torch.no_grad()
     def encode_unscaled(
-        self,
-        image: Tensor,
-        height: int,
-        width: int,
-        timestep: int | None = None,
-        tile: int = 0,
-        tile_overlap: int | None = None,
-        callback: Progress | None = None,
+        self, image: Tensor, height: int, width: int, timestep: int | None = None, **tiling: Unpack[Tiling]
     ) -> list[Tensor]:
         """As `encode`, but E(x) itself, without the factor s: what hosts pass on as a latent. One tensor a tau_e."""
         enlarged = pad(resize(image.float(), height, width), self.pad_multiple)
         enlarged.mul_(2).sub_(1)
-        encoders = [networks.encoder(self.vae, step) for step in self._encoder_timesteps(timestep)]
-        pictures = len(enlarged)
-        return [self._run([own] * pictures, enlarged, tile, tile_overlap, callback) for own in encoders]
+        pictures, device = enlarged.chunk(len(enlarged)), self._device_of(self.vae)
+        latents: list[Tensor] = []
+        for step in self._encoder_timesteps(timestep):
+            encoder = networks.encoder(self.vae, None if step is None else torch.as_tensor(step, device=device))
+            each = [networks.run(encoder, x, device, self.free_memory, **tiling) for x in pictures]
+            latents.append(as_batch(each))
+        return latents
 
     @torch.no_grad()
     def endpoints(
@@ -429,29 +405,31 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         timestep: int | None = None,
         prompt_embeds: Tensor | None = None,
         generator: torch.Generator | None = None,
-        tile: int = 0,
-        tile_overlap: int | None = None,
-        callback: Progress | None = None,
+        **tiling: Unpack[Tiling],
     ) -> Endpoints:
-        """Runs the UNet over `Encoded.latents`: the ends of the dial and the bend between them.
+        """Runs the UNet over `Encoded.latents`: the ends of the dial and the curvature between them.
 
         Args:
             latents: scaled latents [B, C, h, w], one for each encoder timestep.
             timestep: what `encode` was given.
             prompt_embeds: [1 | B, tokens, dim] instead of the baked ones.
             generator: source of the start noise of families that need one.
-            tile, tile_overlap, callback: as for `encode`.
+            tiling: as for `encode`.
         """
         family = replace(self.family, encoder_timesteps=self._encoder_timesteps(timestep))
-        embeds = self._prompt(prompt_embeds, latents[0].shape[0])
-
-        def predict(z: Tensor, timestep: int, variant: str | None) -> Tensor:
-            prompts = [None if embeds is None else embeds[index : index + 1] for index in range(len(z))]
-            each = [networks.unet(self.unet, self.vae_scale_factor, timestep, prompt) for prompt in prompts]
-            with self._as_variant(variant):
-                return self._run(each, z, tile, tile_overlap, callback)
-
-        return family.endpoints(predict, latents, generator)
+        pictures, device = len(latents[0]), self._device_of(self.unet)
+        embeds = self._prompt(prompt_embeds, pictures)
+        prompts = [None] * pictures if embeds is None else embeds.chunk(pictures)
+        inputs = family.unet_inputs(latents, generator)
+        outputs: list[Tensor] = []
+        for given in inputs:
+            step = torch.as_tensor(given.timestep, device=device)
+            unets = [networks.unet(self.unet, self.vae_scale_factor, step, prompt) for prompt in prompts]
+            with self._as_variant(given.variant):
+                pairs = zip(unets, given.sample.chunk(pictures), strict=True)
+                each = [networks.run(unet, z, device, self.free_memory, **tiling) for unet, z in pairs]
+            outputs.append(as_batch(each))
+        return family.endpoints(inputs, outputs)
 
     @staticmethod
     def blend(endpoints: Endpoints, t: Dial) -> Tensor:
@@ -465,9 +443,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         size: tuple[int, int] | None = None,
         reference: Tensor | None = None,
         color_fix: ColorFix = "none",
-        tile: int = 0,
-        tile_overlap: int | None = None,
-        callback: Progress | None = None,
+        **tiling: Unpack[Tiling],
     ) -> Tensor:
         """Picture of scaled latents.
 
@@ -476,13 +452,12 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             size: height and width to crop to; all of it by default.
             reference: picture of any size [B, 3, h, w] in [0, 1] that the colour fix takes colours from.
             color_fix: "none", "wavelet" or "adain"; needs `reference`.
-            tile, tile_overlap, callback: as for `encode`.
+            tiling: as for `encode`.
 
         Returns:
             [B, 3, H, W] fp32 in [0, 1].
         """
-        z = latents.float() / self.scaling_factor
-        return self.decode_unscaled(z, size, reference, color_fix, tile, tile_overlap, callback)
+        return self.decode_unscaled(latents.float() / self.scaling_factor, size, reference, color_fix, **tiling)
 
     @torch.no_grad()
     def decode_unscaled(
@@ -491,16 +466,15 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         size: tuple[int, int] | None = None,
         reference: Tensor | None = None,
         color_fix: ColorFix = "none",
-        tile: int = 0,
-        tile_overlap: int | None = None,
-        callback: Progress | None = None,
+        **tiling: Unpack[Tiling],
     ) -> Tensor:
         """As `decode`, of z / s."""
         check_color_fix(color_fix)
         if color_fix != "none" and reference is None:
             raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
-        decoders = [networks.decoder(self.vae)] * len(latents)
-        picture = self._run(decoders, latents, tile, tile_overlap, callback)
+        decoder, device = networks.decoder(self.vae), self._device_of(self.vae)
+        each = [networks.run(decoder, z, device, self.free_memory, **tiling) for z in latents.chunk(len(latents))]
+        picture = as_batch(each)
         picture = picture.add_(1).div_(2)
         if size is not None:
             picture = picture[..., : size[0], : size[1]]
@@ -745,25 +719,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             raise ValueError(f"prompt_embeds must be [1, tokens, {width}], not {list(prompt_embeds.shape)}.")
         return prompt_embeds.expand(batch, -1, -1)
 
-    def _run(
-        self,
-        each: Sequence[networks.Network],
-        x: Tensor,
-        tile: int,
-        overlap: int | None,
-        callback: Progress | None,
-    ) -> Tensor:
-        """A network over each of the pictures by itself: neither memory nor a bit depends on how many there are.
 
-        Args:
-            each: the network for each picture.
-            x: its input.
-            tile, overlap, callback: as for `encode`.
-        """
-        device = self._device_of(each[0].module)
-        on_tile = None if callback is None else partial(callback, each[0].stage)
-        results = [
-            networks.run(network, x[index : index + 1], tile, overlap, device, on_tile, self.free_memory)
-            for index, network in enumerate(each)
-        ]
-        return torch.cat(results) if len(results) > 1 else results[0]
+def as_batch(pictures: list[Tensor]) -> Tensor:
+    """[1, C, H, W] each as one tensor; a single one is not copied."""
+    return torch.cat(pictures) if len(pictures) > 1 else pictures[0]

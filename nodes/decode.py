@@ -75,7 +75,9 @@ def decode(
         work.warn("Without the picture that TimeAwareEncode saw, colours are left as they are decoded.")
     fix = cast("ColorFix", "none" if reference is None else color_fix)
     work.memory = max(work.memory, host.load(model, "decode", *size, tile))
-    picture = model.pipeline.decode_unscaled(samples.float(), size, reference, fix, tile, callback=work.picture(number))
+    picture = model.pipeline.decode_unscaled(
+        samples.float(), size, reference, fix, tile=tile, callback=work.picture(number)
+    )
     if origin.alpha is not None:
         picture = torch.cat([picture, resize(origin.alpha, *size).clamp_(0, 1).to(picture)], dim=1)
     return turn(picture, origin.turn).movedim(1, -1)

@@ -123,7 +123,7 @@ def encode(
     work.memory = max(work.memory, host.load(model, "encode", *size, tile))
     passes: list[host.Batch] = []
     for i in range(len(rgb)):
-        latents = pipe.encode_unscaled(rgb[i : i + 1], *size, timestep, tile, callback=work.picture(first + i))
+        latents = pipe.encode_unscaled(rgb[i : i + 1], *size, timestep, tile=tile, callback=work.picture(first + i))
         passes = passes or [host.Batch(len(rgb)) for _ in latents]
         for batch, z in zip(passes, latents, strict=True):
             batch.add(z)

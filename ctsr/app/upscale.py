@@ -105,5 +105,5 @@ def turn_dial(
     ends = pipe.endpoints(encoded.latents, generator=start_noise(), tile=tile, callback=callback)
     for t in dials:
         z = pipe.blend(ends, t)
-        result = pipe.decode(z, encoded.size, encoded.reference, color_fix, tile, callback=callback)
+        result = pipe.decode(z, encoded.size, encoded.reference, color_fix, tile=tile, callback=callback)
         yield t, result.cpu()

@@ -7,9 +7,11 @@ run as `sd_vae.schedule` plans. Tiles of any other, such as Stable Diffusion's U
 
 import logging
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, TypedDict, cast
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -21,7 +23,7 @@ from ..models import forward
 from ..precision import in_fp32
 from . import heap, tiles
 from .sd_vae import schedule
-from .sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, on_devices, reach
+from .sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, reach
 
 logger = logging.getLogger(__name__)
 
@@ -115,15 +117,20 @@ def memory(module: nn.Module, stage: str, factor: int) -> float:
 
 
 def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
-    """Picture in [-1, 1] -> unscaled latents; the mode of the posterior where there is one."""
-    steps = None if timestep is None else on_devices(timestep)
+    """Picture in [-1, 1] -> unscaled latents; the mode of the posterior where there is one.
+
+    Args:
+        vae: the autoencoder.
+        timestep: that the encoder is told. Best a tensor on the device where it computes: of a number every tile makes
+            one, for which a GPU waits.
+    """
     factor = forward.vae_scale_factor(vae)
     stages = encoder_stages(cast(AutoencoderKL, vae), timestep) if has_stages(vae) else ()
     return Network(
         "encode",
         vae,
         factor,
-        lambda x: forward.encode(vae, x, None if steps is None else steps(x.device)),
+        partial(forward.encode, vae, timestep=timestep),
         read_scale=factor,
         write_scale=1,
         halo=tiles_halo(stages) if stages else cells_of(getattr(vae, "encoder_halo", None), factor),
@@ -141,7 +148,7 @@ def decoder(vae: nn.Module) -> Network:
         "decode",
         vae,
         factor,
-        lambda z: forward.decode(vae, z),
+        partial(forward.decode, vae),
         read_scale=1,
         write_scale=factor,
         halo=tiles_halo(stages) if stages else cells_of(getattr(vae, "decoder_halo", None), factor),
@@ -162,15 +169,14 @@ def unet(module: nn.Module, factor: int, timestep: Timestep, prompt_embeds: Tens
     Args:
         module: the UNet.
         factor: of the autoencoder whose latents it takes.
-        timestep: that it is told.
+        timestep: that it is told, see `encoder`.
         prompt_embeds: [B, tokens, dim] for B pictures, of which a call may get several tiles each.
     """
-    steps = on_devices(timestep)
     return Network(
         "unet",
         module,
         factor,
-        lambda z: forward.predict(module, z, steps(z.device), prompt_embeds),
+        partial(forward.predict, module, timestep=timestep, prompt_embeds=prompt_embeds),
         read_scale=1,
         write_scale=1,
         halo=cast("int | None", getattr(module, "halo", None)),
@@ -307,66 +313,85 @@ def run_tiled(
     )
 
 
+class Progress(Protocol):
+    """Called after every tile; raise an exception in it to cancel."""
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """`stage` is "encode", "unet" or "decode"; `done` of `total` tiles of that stage are finished.
+
+        Counted anew for every picture, for every pass of a stage that has two, and for a stage that is tried again.
+        """
+        ...
+
+
+class Tiling(TypedDict, total=False):
+    """How a network goes over a picture, in keyword arguments of every step of a pipeline.
+
+    Attributes:
+        tile: side of a tile in pixels of the result; 0, the default, chooses by picture size and total memory.
+        tile_overlap: pixels that tiles share, for networks that normalise over space; by default `DEFAULT_OVERLAP`, or
+            half a tile where that is less.
+        callback: progress and cancel.
+    """
+
+    tile: int
+    tile_overlap: int | None
+    callback: Progress | None
+
+
 def run(
     network: Network,
     x: Tensor,
-    tile: int,
-    overlap: int | None,
     device: torch.device,
-    on_tile: tiles.TileCallback | None = None,
     free_memory: Callable[[], None] | None = None,
+    *,
+    tile: int = 0,
+    tile_overlap: int | None = None,
+    callback: Progress | None = None,
 ) -> Tensor:
-    """The network over one picture, fp32, where x lies; computed again in fp32 where a lower precision overflows.
+    """The network over one picture, fp32, where x lies.
+
+    It is tried again with smaller tiles where memory runs out, and in fp32 where a lower precision overflows.
 
     Args:
         network: what to run.
         x: [1, C, h * read_scale, w * read_scale].
-        tile: side in pixels of the result, 0 for automatic.
-        overlap: pixels that blended tiles share; by default `DEFAULT_OVERLAP`.
         device: where the network computes.
-        on_tile: called after every tile.
-        free_memory: called when memory ran out, before the next try with smaller tiles.
+        free_memory: called when memory ran out, before the next try.
+        tile, tile_overlap, callback: see `Tiling`.
 
     Raises:
         TileMemoryError: memory ran out with the smallest tiles.
         CheckpointError: the result is not finite even in fp32.
     """
-    out = run_in_memory(network, x, tile, overlap, device, on_tile, free_memory)
-    if is_finite(out):
-        return out
-    if network.module_dtype != torch.float32:
-        logger.warning("The %s step overflowed in %s: running it again in fp32.", network.stage, network.module_dtype)
-        del out
-        wide = network.in_fp32()
-        with in_fp32(network.module):
-            out = run_in_memory(wide, x, tile, overlap, device, on_tile, free_memory)
-        if is_finite(out):
+    cells, memory = tiles.cells(x, network.read_scale), work_memory(device)
+    overlap = (DEFAULT_OVERLAP if tile_overlap is None else tile_overlap) // network.factor
+    on_tile = None if callback is None else partial(callback, network.stage)
+    wide = False
+    side = chosen = choose_tile(network, *cells, tile, device)
+    while True:
+        out = None
+        budget = memory if side == chosen else 0  # in smaller tiles than predicted, nothing beyond them fits
+        try:
+            with in_fp32(network.module) if wide else nullcontext():
+                out = run_tiled(network, x, side, overlap, on_tile, device, budget)
+        except (RuntimeError, MemoryError) as error:
+            if not tiles.is_out_of_memory(error):
+                raise
+        if out is None:  # no longer inside `except`, where the traceback would hold the failed run's tensors
+            side = tiles.smaller(side, max(cells))
+            if free_memory is not None:
+                free_memory()
+        elif is_finite(out):
             return out
-    raise CheckpointError(
-        f"The {network.stage} step gives NaN or infinity even in fp32: the weights are damaged; fetch them again."
-    )
-
-
-def run_in_memory(
-    network: Network,
-    x: Tensor,
-    tile: int,
-    overlap: int | None,
-    device: torch.device,
-    on_tile: tiles.TileCallback | None,
-    free_memory: Callable[[], None] | None,
-) -> Tensor:
-    """`run_tiled` in the tiles that `choose_tile` gives, or in smaller ones where memory runs out."""
-    height, width = x.shape[-2] // network.read_scale, x.shape[-1] // network.read_scale
-    shared = (DEFAULT_OVERLAP if overlap is None else overlap) // network.factor
-    first = choose_tile(network, height, width, tile, device)
-    memory = work_memory(device)
-
-    def attempt(side: int | None) -> Tensor:
-        # With smaller tiles than predicted, nothing beyond them fits: no budget for layers or batches.
-        return run_tiled(network, x, side, shared, on_tile, device, memory if side == first else 0)
-
-    return tiles.run_with_smaller_tiles(attempt, first, max(height, width), free_memory)
+        elif wide or network.module_dtype == torch.float32:
+            message = f"The {network.stage} step gives NaN or infinity even in fp32: the weights are damaged"
+            raise CheckpointError(f"{message}; fetch them again.")
+        else:
+            kind = network.module_dtype
+            logger.warning("The %s step overflowed in %s: running it again in fp32.", network.stage, kind)
+            network, wide = network.in_fp32(), True
+            side = chosen = choose_tile(network, *cells, tile, device)
 
 
 def is_finite(x: Tensor) -> bool:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import psutil
 import torch
@@ -32,7 +32,6 @@ from ..errors import TileMemoryError
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
 TileFunction = Callable[[Tensor], Tensor]
 TileCallback = Callable[[int, int], None]
 """Called as `on_tile(done, total)` after every tile; an exception it raises ends the run (cancel)."""
@@ -351,11 +350,6 @@ def choose_tile(height: int, width: int, bytes_per_cell: float, total_memory: in
     return TILE_LADDER[-1]
 
 
-def next_smaller(tile: int) -> int | None:
-    """Largest step of the ladder below `tile` cells, None below the last."""
-    return next((step for step in TILE_LADDER if step < tile), None)
-
-
 def total_memory(device: torch.device) -> int:
     """Bytes of memory that the machine (or its control group), or a CUDA device, has in all."""
     if device.type == "cuda":
@@ -373,39 +367,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in phrases)
 
 
-def run_with_smaller_tiles(
-    run: Callable[[int | None], Result], tile: int | None, longest: int, free_memory: Callable[[], None] | None = None
-) -> Result:
-    """`run(tile)`; when memory runs out, once more with the next smaller step of the ladder, and so on.
+def smaller(tile: int | None, longest: int) -> int:
+    """The next smaller tile after memory ran out, with a warning.
 
     Args:
-        run: takes a side of a tile in cells or None for untiled, and starts from nothing at every call.
-        tile: first choice.
+        tile: side in cells of those that were too large, None for untiled.
         longest: longer side of the picture in cells: larger steps would not be smaller than untiled.
-        free_memory: called before every further try.
 
     Raises:
-        TileMemoryError: memory ran out at the smallest step.
+        TileMemoryError: there is none.
     """
-    while True:
-        try:
-            return run(tile)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside of `except`, where the traceback would still hold the failed run's tensors.
-        smaller = next_smaller(longest if tile is None else min(tile, longest))
-        if smaller is None:
-            raise TileMemoryError(
-                f"Out of memory even with tiles of {tile or longest} cells: close other programs, choose a smaller "
-                "scale, or run on the CPU."
-            )
-        logger.warning("Out of memory with %s: trying again with tiles of %d cells.", describe(tile), smaller)
-        if free_memory is not None:
-            free_memory()
-        tile = smaller
-
-
-def describe(tile: int | None) -> str:
-    """A tile size in words."""
-    return "the picture untiled" if tile is None else f"tiles of {tile} cells"
+    side = longest if tile is None else min(tile, longest)
+    step = next((step for step in TILE_LADDER if step < side), None)
+    if step is None:
+        raise TileMemoryError(
+            f"Out of memory even with tiles of {tile or longest} cells: close other programs, choose a smaller scale, "
+            "or run on the CPU."
+        )
+    failed = "the picture untiled" if tile is None else f"tiles of {tile} cells"
+    logger.warning("Out of memory with %s: trying again with tiles of %d cells.", failed, step)
+    return step

@@ -24,6 +24,12 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def endpoints_of(family, predict, latents, generator=None):
+    """The family's endpoints with `predict(sample, timestep, variant)` as the UNet."""
+    inputs = family.unet_inputs(latents, generator)
+    return family.endpoints(inputs, [predict(each.sample, each.timestep, each.variant) for each in inputs])
+
+
 class Recorder:
     """An analytic UNet that remembers its calls; `outputs` maps (timestep, variant) to a function of its input."""
 
@@ -111,7 +117,7 @@ def test_ctsr_gives_both_ends_and_the_bend_in_one_pass():
     z = randn(2, 4, 5, 3)
     o, delta, kappa = (randn(2, 4, 5, 3, seed=i) for i in (1, 2, 3))
     unet = Recorder(lambda *_: torch.cat([o, delta, kappa], dim=1))
-    ends = get_family("ctsr").endpoints(unet, [z])
+    ends = endpoints_of(get_family("ctsr"), unet, [z])
     a, b = coefficients("epsilon", 999)
     assert torch.equal(ends.z0, a * z + b * o)
     assert torch.equal(ends.delta, delta)
@@ -122,13 +128,13 @@ def test_ctsr_gives_both_ends_and_the_bend_in_one_pass():
 def test_the_minis_ctsr_is_residual():
     z, o = randn(1, 32, 4, 4), randn(1, 96, 4, 4, seed=1)
     family = dataclasses.replace(get_family("ctsr"), parameterization="residual", encoder_timesteps=(250,))
-    assert torch.equal(family.endpoints(lambda *_: o, [z]).z0, z - o[:, :32])
+    assert torch.equal(endpoints_of(family, lambda *_: o, [z]).z0, z - o[:, :32])
     assert (family.timesteps, family.passes, family.has_dial) == ((999,), 1, True)
 
 
 def test_osediff_has_no_dial():
     z, o = randn(1, 4, 5, 3), randn(1, 4, 5, 3, seed=1)
-    ends = get_family("osediff").endpoints(lambda *_: o, [z])
+    ends = endpoints_of(get_family("osediff"), lambda *_: o, [z])
     assert ends.delta is None
     assert ends.kappa is None
     assert torch.equal(blend(ends, 0.0), blend(ends, 1.0))
@@ -139,7 +145,7 @@ def test_tadsr_runs_each_end_at_its_own_timestep():
     high, low = randn(1, 4, 5, 3), randn(1, 4, 5, 3, seed=1)
     unet = Recorder(lambda z, timestep, _: z * timestep / 1000)
     family = get_family("tadsr")
-    ends = family.endpoints(unet, [high, low])
+    ends = endpoints_of(family, unet, [high, low])
     assert family.encoder_timesteps == (500, 200)
     assert [call[2] for call in unet.calls] == [500, 200]
     assert torch.allclose(ends.z0, high / 0.52567 - high * 0.5, atol=1e-4)
@@ -149,14 +155,14 @@ def test_tadsr_runs_each_end_at_its_own_timestep():
 def test_tadsr_at_one_timestep_has_no_dial():
     family = dataclasses.replace(get_family("tadsr"), encoder_timesteps=(400,))
     assert (family.timesteps, family.passes, family.has_dial) == ((400,), 1, False)
-    assert family.endpoints(lambda z, *_: z, [randn(1, 4, 2, 2)]).delta is None
+    assert endpoints_of(family, lambda z, *_: z, [randn(1, 4, 2, 2)]).delta is None
 
 
 def test_pisa_runs_two_adapters_on_one_latent():
     z = randn(1, 4, 5, 3)
     outputs = {"pix": randn(1, 4, 5, 3, seed=1), "full": randn(1, 4, 5, 3, seed=2)}
     unet = Recorder(lambda z, timestep, variant: outputs[variant])
-    ends = get_family("pisa").endpoints(unet, [z])
+    ends = endpoints_of(get_family("pisa"), unet, [z])
     assert [call[2:] for call in unet.calls] == [(1, "full"), (1, "pix")]
     assert torch.equal(ends.z0, z - outputs["full"])
     assert torch.allclose(blend(ends, 1.0), z - outputs["pix"], atol=1e-6)
@@ -169,22 +175,22 @@ def test_oftsr_starts_from_seeded_noise():
     z = randn(1, 4, 5, 3)
     unet = Recorder(lambda z, timestep, _: z[:, 4:] * 0 + timestep / 999)
     family = get_family("oftsr")
-    ends = family.endpoints(unet, [z], torch.Generator().manual_seed(3))
+    ends = endpoints_of(family, unet, [z], torch.Generator().manual_seed(3))
     start = math.sqrt(1 - 0.2**2) * z + 0.2 * randn(1, 4, 5, 3, seed=3)
     assert [call[0] for call in unet.calls] == [(1, 8, 5, 3)] * 2
     assert [call[2] for call in unet.calls] == [999, 0]  # its own t = 1 is realistic
     assert torch.allclose(ends.z0, start + 1)
     assert torch.allclose(blend(ends, 1.0), start, atol=1e-6)
-    again = family.endpoints(unet, [z], torch.Generator().manual_seed(3))
+    again = endpoints_of(family, unet, [z], torch.Generator().manual_seed(3))
     assert torch.equal(ends.z0, again.z0)
     with pytest.raises(ValueError, match="generator"):
-        family.endpoints(unet, [z])
+        endpoints_of(family, unet, [z])
 
 
 def test_oftsr_on_an_analytic_linear_flow():
     """v = x_1 - x_0 brings x_0 to x_1 in one step."""
     z, target = randn(1, 4, 5, 3), randn(1, 4, 5, 3, seed=1)
-    ends = get_family("oftsr").endpoints(lambda x, *_: target - x[:, :4], [z], torch.Generator().manual_seed(0))
+    ends = endpoints_of(get_family("oftsr"), lambda x, *_: target - x[:, :4], [z], torch.Generator().manual_seed(0))
     assert torch.allclose(ends.z0, target, atol=1e-6)
 
 
@@ -193,7 +199,7 @@ def test_every_family_computes_in_fp32_from_bf16_latents(name):
     family = get_family(name)
     latents = [randn(2, 4, 5, 3).bfloat16() for _ in family.encoder_timesteps]
     unet = Recorder(lambda z, *_: z[:, :4].repeat(1, family.output_groups, 1, 1) / 3)
-    ends = family.endpoints(unet, latents, torch.Generator().manual_seed(0))
+    ends = endpoints_of(family, unet, latents, torch.Generator().manual_seed(0))
     assert len(unet.calls) == family.passes
     assert {call[1] for call in unet.calls} == {torch.bfloat16}
     assert (ends.delta is not None) == family.has_dial
@@ -217,9 +223,9 @@ def test_table():
 def test_endpoints_refuse_what_does_not_belong_to_the_family():
     z = randn(1, 4, 2, 2)
     with pytest.raises(ValueError, match="12 output channels"):
-        get_family("ctsr").endpoints(lambda z, *_: z, [z])
+        endpoints_of(get_family("ctsr"), lambda z, *_: z, [z])
     with pytest.raises(ValueError, match="2 latents"):
-        get_family("tadsr").endpoints(lambda z, *_: z, [z])
+        endpoints_of(get_family("tadsr"), lambda z, *_: z, [z])
 
 
 @pytest.mark.parametrize(
@@ -310,7 +316,7 @@ def test_the_dial_goes_from_realistic_to_faithful(name):
         return texture * float(variant == "full" or timestep == realistic.get(name))
 
     latents = [torch.zeros(1, 4, 8, 8)] * len(family.encoder_timesteps)
-    flow = family.endpoints(predict, latents, torch.Generator().manual_seed(1))
+    flow = endpoints_of(family, predict, latents, torch.Generator().manual_seed(1))
     start = blend(flow, 1.0)
     strengths = [(blend(flow, t) - start).square().mean().item() for t in (0, 0.25, 0.5, 0.75, 1)]
     assert strengths == sorted(strengths, reverse=True)

@@ -131,7 +131,8 @@ class OneStep(nn.Module):
         """LR [B, 3, h, w] in [-1, 1] -> endpoints, at the family's own timesteps or at `timestep` [B]."""
         x, family = enlarge(lr), self.family_at(timestep)
         latents = [self.encode(x, step) for step in family.encoder_timesteps]
-        return family.endpoints(lambda sample, step, variant: self.predict(sample, step), latents)
+        inputs = family.unet_inputs(latents)
+        return family.endpoints(inputs, [self.predict(each.sample, each.timestep) for each in inputs])
 
     def decode(self, z: Tensor) -> Tensor:
         """Scaled latents -> fp32 picture [B, 3, f * h, f * w], not clamped."""

@@ -158,9 +158,8 @@ class FlowModel(OneStep):
     def forward(self, lr: Tensor, timestep: Tensor | None = None) -> Endpoints:
         """LR [B, 3, h, w] in [-1, 1] -> the student's endpoints, from the same noise at every call."""
         generator = torch.Generator().manual_seed(self.seed)
-        return self.family.endpoints(
-            lambda sample, timestep, variant: self.predict(sample, timestep), [self.encode(enlarge(lr))], generator
-        )
+        inputs = self.family.unet_inputs([self.encode(enlarge(lr))], generator)
+        return self.family.endpoints(inputs, [self.predict(each.sample, each.timestep) for each in inputs])
 
 
 class SampledFlow(FlowModel):

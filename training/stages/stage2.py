@@ -168,7 +168,7 @@ class Bends(nn.Module):
         family = self.model.family_at(self.model.told(batch))
         z = self.model.encode(enlarge(batch["lr"]), family.encoder_timesteps[0])
         output = self.model.predict(z, family.timesteps[0])
-        ends = family.endpoints(lambda sample, timestep, variant: output, [z])
+        ends = family.endpoints(family.unet_inputs([z]), [output])
         ends = replace(ends, z0=ends.z0.detach())
         t = Draws(batch["index"], self.seed).uniform("dial").to(z.device)
         middle = blend(ends, t)

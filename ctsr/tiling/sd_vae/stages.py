@@ -5,7 +5,6 @@ The forward of resnets and of the middle block is written out here, so that whoe
 GroupNorms are computed.
 """
 
-import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -210,7 +209,6 @@ def encoder_stages(vae: AutoencoderKL, timestep: Timestep | None) -> Stages:
     blocks = list(encoder.down_blocks)
     quant = () if vae.quant_conv is None else (vae.quant_conv,)
     last = (encoder.mid_block, encoder.conv_norm_out, encoder.conv_act, encoder.conv_out, *quant, Mode())
-    steps = None if timestep is None else on_devices(timestep)
     factor = vae_scale_factor(vae)
     return tuple(
         Stage(
@@ -219,7 +217,7 @@ def encoder_stages(vae: AutoencoderKL, timestep: Timestep | None) -> Stages:
             after=last if level == len(blocks) - 1 else parts(block, "downsamplers"),
             read_scale=factor >> level,
             write_scale=max(1, factor >> (level + 1)),
-            embed=lambda x: None if steps is None else embedding(vae, steps(x.device), x),
+            embed=lambda x: None if timestep is None else embedding(vae, timestep, x),
         )
         for level, block in enumerate(blocks)
     )
@@ -230,17 +228,7 @@ def parts(block: nn.Module, name: str) -> Modules:
     return tuple(cast("Iterable[nn.Module] | None", getattr(block, name)) or ())
 
 
-def embedding(vae: AutoencoderKL, timestep: Tensor, x: Tensor) -> Tensor:
+def embedding(vae: AutoencoderKL, timestep: Timestep, x: Tensor) -> Tensor:
     """Activated embedding of a time-aware encoder's timestep, [B | 1, 256] in x's dtype."""
     encoder = cast(TimeAwareAutoencoderKL, vae).encoder
     return F.silu(encoder.time_embedding(encoder.time_proj(steps_of(timestep, x)).to(x.dtype)))
-
-
-def on_devices(timestep: Timestep) -> Callable[[torch.device], Tensor]:
-    """`timestep` as a tensor, brought to each device once: a number would be waited for by a GPU at every tile."""
-
-    @functools.cache
-    def on(device: torch.device) -> Tensor:
-        return torch.as_tensor(timestep, device=device)
-
-    return on

@@ -1,9 +1,14 @@
 """Networks of both kinds as functions that can be tiled."""
 
+import logging
+import sys
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor, nn
 
-from ctsr import CTSRPipeline
+from ctsr import CTSRPipeline, TileMemoryError
 from ctsr.models import forward
 from ctsr.tiling import heap, networks
 from ctsr.tiling.tiles import TILE_LADDER
@@ -179,3 +184,99 @@ def inputs_of(name: str, side: int) -> list[torch.Tensor]:
     """For encoder, UNet and decoder."""
     latents = torch.zeros(1, 4, side // 8, side // 8)
     return [torch.zeros(1, 3, side, side), latents, latents]
+
+
+# --- memory that runs out ---
+
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory."),
+    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    RuntimeError("not enough memory: you tried to allocate 9 bytes"),
+    MemoryError(),
+]
+
+
+class Short:
+    """A network of one weight that runs out of memory for more than `limit` cells a side; notes what it was given."""
+
+    def __init__(self, limit: int, error: Exception | None = None):
+        self.limit, self.error, self.sides = limit, error or MemoryError(), list[int]()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.sides.append(max(x.shape[-2:]))
+        if self.sides[-1] > self.limit:
+            raise self.error
+        return x + 1
+
+
+def run_short(call: Callable[[Tensor], Tensor], side: int, tile: int = 0, free: Callable[[], None] | None = None):
+    """Over side x side cells, in tiles of `tile` cells."""
+    network = networks.Network("unet", nn.Linear(1, 1), 8, call, 1, 1, halo=0, align=1, bytes_per_pixel=1)
+    return networks.run(network, torch.zeros(1, 1, side, side), CPU, free, tile=tile * 8)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_smaller_tiles_until_it_fits(error: Exception, caplog: pytest.LogCaptureFixture):
+    call = Short(48, error)
+    with caplog.at_level(logging.WARNING, logger="ctsr.tiling.tiles"):
+        assert torch.equal(run_short(call, 96), torch.ones(1, 1, 96, 96))
+    assert call.sides == [96, *[48] * 4]  # tiles are equally long: two of 48 cells a side
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "untiled" in message
+    assert "tiles of 64 cells" in message
+
+
+def test_memory_is_freed_between_two_tries_and_at_no_other_time():
+    call, events = Short(32), list[str]()
+    run_short(call, 120, free=lambda: events.append(f"freed after {call.sides[-1]}"))
+    assert events == ["freed after 120", "freed after 60", "freed after 60", "freed after 40"]  # 96, 64, 48
+    assert call.sides[4:] == [30] * 16
+    events.clear()
+    run_short(Short(32), 120, tile=32, free=lambda: events.append("freed"))
+    assert not events
+
+
+def test_memory_is_freed_outside_of_the_handler():
+    """While the error is handled, its traceback holds the tensors of the failed run."""
+    handled: list[object] = []
+    run_short(Short(32), 500, tile=64, free=lambda: handled.append(sys.exc_info()[0]))
+    assert handled == [None, None]
+
+
+@pytest.mark.parametrize(("tile", "side", "tries"), [(64, 500, 3), (256, 60, 3), (0, 30, 1), (20, 500, 1)])
+def test_gives_up_below_the_smallest_step(tile: int, side: int, tries: int):
+    call = Short(0)
+    with pytest.raises(TileMemoryError, match="Out of memory even with"):
+        run_short(call, side, tile)
+    assert len(call.sides) == tries
+
+
+def test_other_errors_are_not_retried():
+    call = Short(0, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes"):
+        run_short(call, 100)
+    assert len(call.sides) == 1
+
+
+def test_a_failed_run_is_freed_before_the_next():
+    """The tensors of a failed run must not be alive, through its traceback, while the next one allocates."""
+    alive: list[bool] = []
+
+    class Tensors:
+        held = 0
+
+        def __init__(self):
+            alive.append(Tensors.held > 0)
+            Tensors.held += 1
+
+        def __del__(self):
+            Tensors.held -= 1
+
+    def call(x: Tensor) -> Tensor:
+        _big = Tensors()
+        if x.shape[-1] > 32:
+            raise MemoryError
+        return x
+
+    run_short(call, 64, tile=64)
+    assert alive[:2] == [False, False]

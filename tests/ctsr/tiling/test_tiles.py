@@ -1,8 +1,6 @@
 """Tiling: plans, equality with the untiled result, choice of the tile, out of memory."""
 
-import logging
 import math
-import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,11 +17,9 @@ from ctsr.tiling.tiles import (
     choose_tile,
     fits,
     halo_tiled,
-    next_smaller,
     overlap_tiled,
     plan_halo,
     plan_overlap,
-    run_with_smaller_tiles,
     total_memory,
     working_memory,
 )
@@ -270,7 +266,7 @@ def test_callback_counts_tiles_and_may_cancel(tiled: Callable[[Tensor, tiles.Til
     assert seen == [(i + 1, total) for i in range(total)]
     seen.clear()
     with pytest.raises(CancelError):
-        run_with_smaller_tiles(lambda _: tiled(x, cancel_at_three), None, 24)
+        tiled(x, cancel_at_three)
     assert len(seen) == 3
 
 
@@ -321,9 +317,8 @@ def test_what_goes_to_the_cpu_is_waited_for(monkeypatch: pytest.MonkeyPatch):
 
 def test_ladder_steps():
     assert list(TILE_LADDER) == sorted(set(TILE_LADDER), reverse=True)
-    assert [next_smaller(t) for t in TILE_LADDER] == [*TILE_LADDER[1:], None]
-    assert next_smaller(10_000) == TILE_LADDER[0]
-    assert next_smaller(100) == 96
+    assert [tiles.smaller(step, 1000) for step in TILE_LADDER[:-1]] == [*TILE_LADDER[1:]]
+    assert tiles.smaller(10_000, 10_000) == TILE_LADDER[0]
 
 
 def test_total_memory_of_this_machine_and_its_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -338,114 +333,21 @@ def test_total_memory_of_this_machine_and_its_control_group(tmp_path: Path, monk
 
 # --- out of memory ---
 
-OUT_OF_MEMORY = [
-    torch.OutOfMemoryError("CUDA out of memory."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
-    RuntimeError("not enough memory: you tried to allocate 9 bytes"),
-    MemoryError(),
-]
+
+@pytest.mark.parametrize(
+    ("tile", "longest", "smaller"), [(None, 100, 96), (None, 96, 64), (64, 500, 48), (256, 60, 48), (48, 500, 32)]
+)
+def test_the_next_smaller_tile_is_smaller_than_the_picture(tile: int | None, longest: int, smaller: int):
+    assert tiles.smaller(tile, longest) == smaller
 
 
-@pytest.mark.parametrize("error", OUT_OF_MEMORY)
-def test_smaller_tiles_until_it_fits(error: Exception, caplog: pytest.LogCaptureFixture):
-    tried: list[int | None] = []
-
-    def run(tile: int | None) -> str:
-        tried.append(tile)
-        if tile is None or tile > 48:
-            raise error
-        return f"done with {tile}"
-
-    with caplog.at_level(logging.WARNING, logger="ctsr.tiling.tiles"):
-        assert run_with_smaller_tiles(run, None, 100) == "done with 48"
-    assert tried == [None, 96, 64, 48]
-    messages = [r.getMessage() for r in caplog.records]
-    assert len(messages) == 3
-    assert "untiled" in messages[0]
-    assert "96" in messages[0]
-    assert "96" in messages[1]
-    assert "64" in messages[1]
-
-
-def test_memory_is_freed_between_two_tries_and_at_no_other_time():
-    events: list[str] = []
-
-    def run(tile: int | None, enough: int) -> None:
-        events.append(f"run {tile}")
-        if tile is None or tile > enough:
-            raise MemoryError
-
-    def free() -> None:
-        events.append("free")
-
-    run_with_smaller_tiles(lambda tile: run(tile, 48), None, 100, free)
-    assert events == ["run None", "free", "run 96", "free", "run 64", "free", "run 48"]
-    events.clear()
-    run_with_smaller_tiles(lambda tile: run(tile, 48), 32, 100, free)
-    assert events == ["run 32"]
-    events.clear()
-    with pytest.raises(TileMemoryError):
-        run_with_smaller_tiles(lambda tile: run(tile, 0), 48, 100, free)
-    assert events == ["run 48", "free", "run 32"]
-
-
-def test_memory_is_freed_outside_of_the_handler():
-    """While the error is handled, its traceback holds the tensors of the failed run."""
-    handled: list[object] = []
-
-    def run(tile: int | None) -> None:
-        if tile != 32:
-            raise MemoryError
-
-    run_with_smaller_tiles(run, 64, 500, lambda: handled.append(sys.exc_info()[0]))
-    assert handled == [None, None]
+@pytest.mark.parametrize(("tile", "longest"), [(None, 30), (20, 500), (32, 500), (256, 32)])
+def test_there_is_none_below_the_last_step(tile: int | None, longest: int):
+    with pytest.raises(TileMemoryError, match="Out of memory even with"):
+        tiles.smaller(tile, longest)
 
 
 def test_real_allocator_failure_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
     assert tiles.is_out_of_memory(caught.value)
-
-
-@pytest.mark.parametrize(("tile", "longest", "tries"), [(64, 500, 3), (256, 60, 3), (None, 30, 1), (20, 500, 1)])
-def test_gives_up_below_the_smallest_step(tile: int | None, longest: int, tries: int):
-    tried: list[int | None] = []
-
-    def run(tile: int | None) -> None:
-        tried.append(tile)
-        raise MemoryError
-
-    with pytest.raises(TileMemoryError, match="Out of memory even with"):
-        run_with_smaller_tiles(run, tile, longest)
-    assert len(tried) == tries
-
-
-def test_other_errors_are_not_retried():
-    def run(tile: int | None) -> None:
-        raise RuntimeError("shapes do not match")
-
-    with pytest.raises(RuntimeError, match="shapes"):
-        run_with_smaller_tiles(run, None, 100)
-
-
-def test_a_failed_run_is_freed_before_the_next():
-    """The tensors of a failed run must not be alive, through its traceback, while the next one allocates."""
-    alive: list[bool] = []
-
-    class Tensors:
-        held = 0
-
-        def __init__(self):
-            alive.append(Tensors.held > 0)
-            Tensors.held += 1
-
-        def __del__(self):
-            Tensors.held -= 1
-
-    def run(tile: int | None) -> None:
-        _big = Tensors()
-        if tile != 32:
-            raise MemoryError
-
-    run_with_smaller_tiles(run, 64, 500)
-    assert alive == [False, False, False]

@@ -7,7 +7,7 @@ stands after the UNet, so a second t on the same picture costs a decode only.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -590,38 +590,74 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             ValueError: an argument is out of range; the message names it and says what to do.
             TileMemoryError: memory ran out with the smallest tiles.
         """
-        # 0. Check
         pictures = [batch[i : i + 1] for batch in as_tensors(image) for i in range(len(batch))]
         sizes = self.check_inputs(pictures, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type)
         dials = self.check_dials(t, t_map, len(pictures))
         self.check_conditions(timestep, prompt_embeds, generator)
-        tiles = tile or self.default_tile
-        options: dict[str, Any] = {"tile": tiles, "tile_overlap": tile_overlap, "callback": callback}
-        fix = cast(ColorFix, self.config["color_fix"]) if color_fix is None else color_fix
-        results: list[Tensor | Image.Image] = []
         noise = None if generator is None else generator.get_state()
-        for picture, size, dial in zip(pictures, sizes, dials, strict=True):  # [1, 3, h, w] in [0, 1]
-            # 1. Enlarge and encode: z_L [1, C, H/f, W/f], H and W padded, f of the autoencoder
-            encoded = self.encode(picture, *size, timestep, **options)
-            # 2. One UNet pass (two in some families): z0, delta, kappa [1, C, H/f, W/f]
+        results: list[Tensor | Image.Image] = []
+        for picture, size, dial in zip(pictures, sizes, dials, strict=True):
             if generator is not None and noise is not None:
                 generator.set_state(noise)
-            ends = self.endpoints(encoded.latents, timestep, prompt_embeds, generator, **options)
+            (result,) = self.sweep(
+                picture,
+                size,
+                [dial],
+                timestep,
+                prompt_embeds,
+                generator,
+                color_fix,
+                decode=output_type != "latent",
+                tile=tile or self.default_tile,
+                tile_overlap=tile_overlap,
+                callback=callback,
+            )
+            results.append(as_pil(result) if output_type == "pil" else result)
+        images = as_output(results, output_type)
+        self.maybe_free_model_hooks()
+        return CTSRPipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def sweep(
+        self,
+        image: Tensor,
+        size: tuple[int, int],
+        dials: Sequence[float | Tensor],
+        timestep: int | None = None,
+        prompt_embeds: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        color_fix: ColorFix | None = None,
+        decode: bool = True,
+        **tiling: Unpack[Tiling],
+    ) -> Iterator[Tensor]:
+        """One picture at several t, in their order: the four steps, of which the first two are done once.
+
+        Args:
+            image: [1, 3, h, w] in [0, 1].
+            size: height and width of the result.
+            dials: at least one t in [0, 1], or map of it [h, w] of any size.
+            timestep, prompt_embeds, generator, color_fix: as for `__call__`.
+            decode: False gives the blended latents instead.
+            tiling: as for `encode`.
+
+        Yields:
+            [1, 3, *size] in [0, 1], or scaled latents [1, C, H/f, W/f].
+        """
+        fix = cast(ColorFix, self.config["color_fix"]) if color_fix is None else color_fix
+        # 1. Enlarge and encode: z_L [1, C, H/f, W/f], H and W padded, f of the autoencoder
+        encoded = self.encode(image, *size, timestep, **tiling)
+        # 2. One UNet pass (two in some families): z0, delta, kappa [1, C, H/f, W/f]
+        ends = self.endpoints(encoded.latents, timestep, prompt_embeds, generator, **tiling)
+        del encoded  # with the endpoints a gigabyte at 8K
+        for left, dial in zip(reversed(range(len(dials))), dials, strict=True):
             # 3. Dial: z(t) [1, C, H/f, W/f]
             if isinstance(dial, Tensor):
                 cells = (ends.z0.shape[-2], ends.z0.shape[-1])
                 dial = map_to_latents(dial, size, cells, self.vae_scale_factor).to(ends.z0.device)
             z = self.blend(ends, dial)
+            ends = ends if left else Endpoints(z)  # frees them before the last decode
             # 4. Decode, crop, colours: [1, 3, H, W] in [0, 1]
-            reference = encoded.reference
-            del ends, encoded  # a gigabyte at 8K
-            done = output_type == "latent"
-            result = z if done else self.decode(z, size, reference, fix, **options)
-            results.append(as_pil(result) if output_type == "pil" else result)
-        # 5. Output
-        images = as_output(results, output_type)
-        self.maybe_free_model_hooks()
-        return CTSRPipelineOutput(images=images) if return_dict else (images,)
+            yield self.decode(z, size, image, fix, **tiling) if decode else z
 
     def check_inputs(
         self,

@@ -256,7 +256,7 @@ def write_dial(
     """The picture at each t, written to `Task.out` as 8-bit RGB."""
     options = sized(task.options, truth)
     like = replace(low, alpha=None, grey=False, bits=8, icc_profile=None if low.grey else low.icc_profile)
-    results = turn_dial(low.rgb, truth.height, truth.width, task.model, options, task.dials, callback)
+    results = turn_dial(low.rgb, (truth.height, truth.width), task.model, options, task.dials, callback)
     pictures: dict[float, Image.Image] = {}
     settings = settings_of(pair.lr, task.model, options)
     for t, rgb in results:

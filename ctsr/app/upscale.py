@@ -1,7 +1,7 @@
 """One picture from file to file: upscaled at one t, or swept over several."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -83,7 +83,7 @@ def sweep(
     if not model.pipeline.family.has_dial:
         logger.warning("This model has no dial: the picture is the same for every t.")
     settings = settings_of(job.source, model, options)
-    for t, rgb in turn_dial(picture.rgb, height, width, model, options, dials, callback):
+    for t, rgb in turn_dial(picture.rgb, (height, width), model, options, dials, callback):
         write_picture(job.target / f"{stem}_t{dial_name(t)}.png", rgb, picture, alpha, {**settings, "t": t})
         panels.append(panel(rgb, alpha, f"t = {dial_name(t)}", side))
     write_picture(job.target / f"{stem}_strip.png", torch.cat(panels, dim=3), picture)
@@ -92,18 +92,15 @@ def sweep(
 
 def turn_dial(
     rgb: Tensor,
-    height: int,
-    width: int,
+    size: tuple[int, int],
     model: LazyPipeline,
     options: Options,
-    dials: Iterable[float],
+    dials: Sequence[float],
     callback: Progress | None = None,
 ) -> Iterator[tuple[float, Tensor]]:
-    """Each t and its picture [1, 3, height, width] on the CPU; one encode, one UNet pass."""
-    pipe, color_fix, tile = model.pipeline, model.color_fix(options), options.tile
-    encoded = pipe.encode(rgb, height, width, tile=tile, callback=callback)
-    ends = pipe.endpoints(encoded.latents, generator=start_noise(), tile=tile, callback=callback)
-    for t in dials:
-        z = pipe.blend(ends, t)
-        result = pipe.decode(z, encoded.size, encoded.reference, color_fix, tile=tile, callback=callback)
+    """Each t and its picture [1, 3, *size] on the CPU; one encode, one UNet pass."""
+    results = model.pipeline.sweep(
+        rgb, size, dials, None, None, start_noise(), options.color_fix, tile=options.tile, callback=callback
+    )
+    for t, result in zip(dials, results, strict=True):
         yield t, result.cpu()

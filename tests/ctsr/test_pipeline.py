@@ -75,6 +75,19 @@ def test_the_steps_make_up_the_call(pipeline):
     assert torch.equal(x, picture())  # the input is left alone
 
 
+def test_a_sweep_is_the_call_at_every_t(pipeline):
+    x, t_map = picture(), torch.linspace(0, 1, 12).reshape(3, 4)
+    passes: list[object] = []
+    hook = pipeline.unet.register_forward_hook(lambda *_: passes.append(1))
+    swept = list(pipeline.sweep(x, (68, 88), [0.3, t_map, 1.0]))
+    hook.remove()
+    assert len(passes) == 1
+    expected = [run(pipeline, x, t=0.3), run(pipeline, x, t=None, t_map=t_map), run(pipeline, x, t=1.0)]
+    assert all(torch.equal(a, b) for a, b in zip(swept, expected, strict=True))
+    (latent,) = pipeline.sweep(x, (68, 88), [0.3], decode=False)
+    assert torch.equal(latent, run(pipeline, x, output_type="latent"))
+
+
 def test_the_unscaled_steps_differ_by_the_factor_alone(pipeline):
     x, s = picture(), pipeline.scaling_factor
     (unscaled,) = pipeline.encode_unscaled(x, 68, 88)

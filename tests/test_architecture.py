@@ -118,7 +118,7 @@ OPTIONAL = {
     "transformers": "an extra",
 }
 """What a function may import when it is called, and why not its file."""
-LAZY = {"app/cli.py": "`ctsr --help` starts without torch"}
+LAZY = dict.fromkeys(("app/cli.py", "app/cli_looks.py"), "`ctsr --help` starts without torch")
 """Files whose functions may import anything."""
 
 

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from ..errors import CTSRError
+from .cli_looks import compare_command, report_command
 from .console import Bar, print_scores, report_errors, say, sum_up
 
 if TYPE_CHECKING:
@@ -298,6 +299,10 @@ def info_command(
         indent = max(len(name) for name, _ in rows) + 2
         for name, value in rows:
             typer.echo(f"{name:<{indent}}{value}")
+
+
+app.command("compare")(compare_command)
+app.command("report")(report_command)
 
 
 # --------------------------------------------------------------------------------------------------------- arguments

@@ -171,13 +171,15 @@ def places(report: Report, scale: float) -> list[Finding]:
     for box in boxes(foreign, CELL)[:MOST]:
         left, top, right, bottom = box
         value = float(report.departure_map[..., top:bottom, left:right].max())
-        text = f"something is there that the input does not show: {value:.1f} times the tolerated difference"
-        found.append(Finding("foreign", value, enlarge(box, scale), text))
+        place = enlarge(box, scale)
+        text = f"at {at(place)} something differs from the input by {value:.1f} times what is tolerated"
+        found.append(Finding("foreign", value, place, text))
     for box in boxes(plastic, CELL)[:MOST]:
         left, top, right, bottom = box
         value = float(report.lost_map[..., top:bottom, left:right][plastic[..., top:bottom, left:right]].mean())
-        text = f"texture was smoothed away: {value:.0%} of the input's fine detail is missing"
-        found.append(Finding("plastic", value, enlarge(box, scale), text))
+        place = enlarge(box, scale)
+        text = f"at {at(place)} texture was smoothed away: {value:.0%} of the input's fine detail is missing"
+        found.append(Finding("plastic", value, place, text))
     return found
 
 
@@ -187,12 +189,18 @@ def enlarge(box: Box, scale: float) -> Box:
     return left, top, right, bottom
 
 
+def at(box: Box) -> str:
+    """A box in words."""
+    left, top, right, bottom = box
+    return f"x {left} to {right}, y {top} to {bottom},"
+
+
 def whole_picture(report: Report, scale: float) -> list[Finding]:
     """Findings about the whole picture: colours, place, sharpening, seams, clipped areas."""
     found = list[Finding]()
     cast = max(report.camera.cast, key=abs)
     if abs(cast) > LIMITS.cast:
-        red, green, blue = (round(255 * value, 1) for value in report.camera.cast)
+        red, green, blue = (round(255 * value, 1) + 0.0 for value in report.camera.cast)  # no "-0"
         text = f"the colours are off by {red:+g}, {green:+g}, {blue:+g} of 255 (red, green, blue)"
         found.append(Finding("cast", abs(cast) * 255, None, text))
     right, down = report.shift

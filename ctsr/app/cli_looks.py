@@ -1,0 +1,65 @@
+"""`ctsr compare` and `ctsr report`: pages to look at pictures with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .console import report_errors, say
+
+
+def compare_command(
+    pictures: Annotated[list[Path], typer.Argument(metavar="A B [C...]", help="Pictures of one scene.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="OUT", help="The HTML file to write.")] = Path(
+        "compare.html"
+    ),
+) -> None:
+    """Write one HTML file with a slider between any two pictures, and zoom for all of them at once.
+
+    The file holds the pictures (as PNG, without their metadata) and needs no network: send it, or open it anywhere.
+    Pictures of several sizes are laid over each other.
+    """
+    console = Console(stderr=True)
+    with report_errors(console):
+        from .looks import compare
+
+        say(console, f"{output}: {compare(pictures, output)}")
+
+
+def report_command(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="The picture that went in.")],
+    result: Annotated[Path, typer.Argument(metavar="OUT", help="What an upscaler made of it: any upscaler.")],
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="PAGE", help="The page.  [default: OUT's name-report.html]"),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(help="What was added is measured against this model's t = 1; 'none': against bicubic enlarging."),
+    ] = "mini",
+) -> None:
+    """Report what a result changed of its picture: what it invented, lost, shifted or tinted; seams, halos, clipping.
+
+    Prints a line for each finding, and writes a page with maps and numbers and the same as JSON beside it. The exit
+    code is 0 whatever was found.
+    """
+    console = Console(stderr=True)
+    with report_errors(console):
+        import torch
+
+        from ..precision import choose_dtype
+        from .lazy_pipeline import LazyPipeline
+        from .looks import write_report
+
+        target = output or Path(f"{result.stem}-report.html")
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = None if model == "none" else LazyPipeline(model, choose_dtype("auto", device), device)
+        found = write_report(source, result, target, loaded)
+        for finding in found.findings:
+            typer.echo(f"{finding.kind}: {finding.text}")
+        if not found.findings:
+            typer.echo("Nothing to report.")
+        say(console, f"Written: {target}, {target.with_suffix('.json')}")

@@ -94,9 +94,9 @@ def shard_paths(data: Data) -> list[str | Path]:
     return [*paths]
 
 
-def restored_source(data: Data, lr: Path, restored: Path, hr: Path | None) -> Source:
-    """Batches from pictures that another restorer made, as `soft`; see `pairs.paired_photos`."""
-    pictures = paired_photos(lr, restored, hr)
+def restored_source(data: Data, lr: Path, restored: Path, hr: Path | None, realistic: Path | None = None) -> Source:
+    """Batches from pictures that other restorers made, as `soft` and `realistic`; see `pairs.paired_photos`."""
+    pictures = paired_photos(lr, restored, hr, realistic)
     return ByNumber(lambda index: pictures.make(index, data.pairs.crop, data.pairs.seed))
 
 

@@ -170,12 +170,13 @@ def held_back_pairs(
 
 
 class Row(NamedTuple):
-    """One LR picture [h, w, 3], what a restorer made of it and the truth, both [4h, 4w, 3]."""
+    """One LR picture [h, w, 3] and, [4h, 4w, 3] each, what restorers made of it and the ground truth."""
 
     name: str
     lr: Pixels
     target: Pixels
     hr: Pixels
+    realistic: Pixels | None = None
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ class PairedFolder:
     def make(self, index: int, crop: int, seed: int = 0) -> Sample:
         """Sample number `index`: a crop of a row drawn anew for each, mirrored and turned at random.
 
-        `soft` is the restorer's picture, `sharp` the truth, or the restorer's picture where there is none.
+        `soft` is the restorer's picture, `sharp` the truth, or the restorer's picture where there is none;
+        `realistic` [3, crop, crop] a realistic restorer's, where there is one.
 
         Raises:
             ValueError: the crop is no multiple of 4, or larger than the smallest picture.
@@ -201,7 +203,10 @@ class PairedFolder:
         row = self.rows[rng.integers(len(self.rows))]
         at = draw_crop(*row.lr.shape[:2], crop // SCALE, rng, halve=False)
         enlarged = Crop(SCALE * at.top, SCALE * at.left, crop, at.step, at.mirrored, at.turns)
-        return sample_of(index, cut(row.lr, at), cut(row.target, enlarged), cut(row.hr, enlarged))
+        sample = sample_of(index, cut(row.lr, at), cut(row.target, enlarged), cut(row.hr, enlarged))
+        if row.realistic is not None:
+            sample["realistic"] = to_tensor(cut(row.realistic, enlarged))
+        return sample
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
@@ -222,16 +227,17 @@ def read_row(name: str, paths: Sequence[Path]) -> Row | None:
         if picture.shape[:2] != (SCALE * lr.shape[0], SCALE * lr.shape[1]):
             size, wanted = f"{picture.shape[1]}x{picture.shape[0]}", f"{SCALE * lr.shape[1]}x{SCALE * lr.shape[0]}"
             raise ValueError(f"{path} is {size} px, but {SCALE} times its LR is {wanted}: give pictures that fit.")
-    return Row(name, lr, large[0], large[-1])
+    return Row(name, lr, large[0], large[min(1, len(large) - 1)], large[2] if len(large) > 2 else None)
 
 
-def paired_photos(lr: Path, targets: Path, hr: Path | None = None) -> PairedFolder:
-    """Reads LR pictures and, of the same stems, those that a restorer made of them (CTSR's endpoints).
+def paired_photos(lr: Path, targets: Path, hr: Path | None = None, realistic: Path | None = None) -> PairedFolder:
+    """Reads LR pictures and, of the same stems, those that restorers made of them (CTSR's endpoints).
 
     Args:
         lr: folder of LR pictures.
         targets: folder of the restorer's pictures, 4 times as large.
         hr: folder of the true pictures, if there are any.
+        realistic: folder of a realistic restorer's pictures beside them; needs `hr`.
 
     Returns:
         All of it in memory; rows with a picture that cannot be read are skipped, counted and named.
@@ -240,7 +246,7 @@ def paired_photos(lr: Path, targets: Path, hr: Path | None = None) -> PairedFold
         FileNotFoundError: a folder has no picture, or none of the stem of an LR picture.
         ValueError: a picture is not 4 times as large as its LR.
     """
-    folders = [lr, targets] if hr is None else [lr, targets, hr]
+    folders = [folder for folder in (lr, targets, hr, realistic) if folder is not None]
     files = [by_stem(folder) for folder in folders]
     for folder, paths in zip(folders[1:], files[1:], strict=True):
         missing = sorted(files[0].keys() - paths.keys())

@@ -81,11 +81,14 @@ class Recipe(CTSRRecipe):
     """Defaults and their reasons; see `CTSRRecipe` for the others.
 
     Attributes:
+        realistic: folder of what another realistic restorer (Real-ESRGAN, say) made of the pictures of `lr`, whose
+            ground truth is in `hr`: the realistic teacher then, in place of `start`.
         start: file of `training.stages.osediff`: the realism teacher, and the student's start.
         realism: terms beside the teachers'. The papers' have none; the mini keeps its adversarial one.
         prior, regulariser_lora: for VSD among these, as in `training.stages.osediff`.
     """
 
+    realistic: Path | None = None
     distillation: Distillation = field(default_factory=Distillation)
     reconstruction: Reconstruction = field(default_factory=Reconstruction)
     realism: Realism = field(default_factory=Realism)
@@ -189,6 +192,8 @@ class DualTeacher(nn.Module):
 
     def endpoint(self, name: str, batch: Sample) -> Tensor | None:
         """z_k of a teacher that is one; None for a denoiser."""
+        if name == "rn" and "realistic" in batch:
+            return plain_latents(self.vae, batch["realistic"])
         if name == "fl" and (self.settings.teacher_as == "endpoint" or self.faithful.network is None):
             return self.faithful(batch)
         if self.settings.teacher_as == "endpoint":
@@ -248,7 +253,7 @@ def build(recipe: Recipe) -> Stage:
     groups = adapt(model, recipe.adapt)
     return Stage(
         turns=[Turn("student", student, recipe.peak_rate, groups), *terms.turns],
-        source=partial(faithful_source, recipe),
+        source=partial(faithful_source, recipe, realistic=recipe.realistic),
         validate=partial(validate, model, dial=(0.0,)),
         write=lambda _: finish_and_save(pipeline, model, recipe.adapt, recipe.run.out),
     )

@@ -97,10 +97,15 @@ def open_faithful(recipe: CTSRRecipe, vae: nn.Module) -> Faithful:
     return Faithful(None if recipe.fidelity is None else frozen(open_pipeline(recipe.fidelity), recipe.adapt), vae)
 
 
-def faithful_source(recipe: CTSRRecipe, photos: Photos) -> Source:
-    """Degraded photographs, or another restorer's pictures as `soft` beside their truth as `sharp`."""
-    if recipe.restored is None:
+def faithful_source(recipe: CTSRRecipe, photos: Photos, realistic: Path | None = None) -> Source:
+    """Degraded photographs, or other restorers' pictures as `soft` and `realistic` beside their truth as `sharp`.
+
+    Where the faithful teacher is a network and only `realistic` pictures are given, `soft` is the ground truth.
+    """
+    if recipe.restored is None and realistic is None:
         return open_source(recipe.data, photos)
     if recipe.lr is None or recipe.hr is None:
-        raise ValueError("--restored needs the folders that its pictures belong to: give --lr and --hr too.")
-    return restored_source(recipe.data, recipe.lr, recipe.restored, recipe.hr)
+        raise ValueError(
+            "--restored and --realistic need the folders that their pictures belong to: give --lr and --hr too."
+        )
+    return restored_source(recipe.data, recipe.lr, recipe.restored or recipe.hr, recipe.hr, realistic)

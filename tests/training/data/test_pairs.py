@@ -179,6 +179,14 @@ def test_without_truth_the_restorers_picture_is_the_sharp_one(folders: Path) -> 
     assert torch.allclose(sample["sharp"], -sample["lr"].repeat_interleave(4, 1).repeat_interleave(4, 2), atol=1e-6)
 
 
+def test_a_realistic_restorers_pictures_lie_beside_the_faithful_ones(folders: Path) -> None:
+    paired = paired_photos(folders / "lr", folders / "hr", folders / "hr", folders / "target")
+    sample = paired.make(0, crop=32)
+    assert torch.equal(sample["soft"], sample["sharp"])
+    assert torch.allclose(sample["realistic"], -sample["sharp"], atol=1e-6)
+    assert "realistic" not in paired_photos(folders / "lr", folders / "target", folders / "hr").make(0, crop=32)
+
+
 def test_a_missing_stem_is_an_error_that_names_it(folders: Path) -> None:
     (folders / "target/set/1.png").unlink()
     with pytest.raises(FileNotFoundError, match=r"target lacks 1 pictures of .*: set/1"):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from ctsr import CTSRPipeline
 from ctsr.families import alpha_bar
+from training.data.pairs import paired_photos
 from training.engine.sources import Sample
 from training.losses.perceptual import NoDistance
 from training.losses.realism import Realism
@@ -164,6 +165,26 @@ def test_another_restorers_pictures_are_a_teacher(mini: stage1.Recipe, reload: R
     reload(mini.run.out)
 
 
+def test_a_realistic_restorers_pictures_take_the_place_of_the_realistic_network(
+    make_mini, mini: stage1.Recipe, reload: Reload, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, side in (("lr", 16), ("realistic", 64), ("hr", 64)):
+        (tmp_path / name).mkdir()
+        Image.fromarray(rng.integers(0, 255, (side, side, 3), np.uint8)).save(tmp_path / name / "a.png")
+    folders = {name: tmp_path / name for name in ("lr", "realistic", "hr")}
+    train(stage1.build, replace(mini, **folders))
+    reload(mini.run.out)
+    with pytest.raises(ValueError, match="--lr and --hr"):
+        train(stage1.build, replace(mini, realistic=tmp_path / "realistic"))
+
+    teachers = dual_teacher(make_mini, Distillation(teacher_as="endpoint"))
+    pictures = paired_photos(tmp_path / "lr", tmp_path / "hr", tmp_path / "hr", tmp_path / "realistic").make(0, 32)
+    batch = {name: tensor[None] for name, tensor in pictures.items()}
+    aim = teachers.endpoint("rn", batch)
+    assert torch.equal(aim, plain_latents(teachers.vae, batch["realistic"]))
+
+
 def test_one_faithful_teacher_it_must_be(mini: stage1.Recipe, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="one faithful teacher"):
         train(stage1.build, replace(mini, fidelity=None))
@@ -179,4 +200,4 @@ def test_nothing_but_reconstruction_where_both_weights_are_zero(make_mini, batch
     terms = stage1.RealismTerms(Realism(), 0)
     loss = stage1.Student(student, teachers, Reconstruction(l2=1.0, perceptual=0.0, features="none"), terms)
     assert isinstance(loss.perceptual, NoDistance)
-    assert set(loss(batch)) == {"l2", "loss", "fake", "latents"}
+    assert set(loss(batch)) == {"l2", "loss", "fake", "real", "latents"}

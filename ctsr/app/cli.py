@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import torch
 
     from ..images.color_fix import ColorFix
+    from ..images.formats import Encoding
+    from ..images.picture import Bits
     from ..precision import Precision
     from .evaluate import Pair, Task
     from .lazy_pipeline import LazyPipeline
@@ -96,6 +98,42 @@ OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace what is already there, whatever it was made with.")
 ]
 
+
+class FormatName(str, Enum):
+    """Formats by their usual suffix."""
+
+    png = "png"
+    jpg = "jpg"
+    webp = "webp"
+    tif = "tif"
+    avif = "avif"
+    gif = "gif"
+    bmp = "bmp"
+
+
+class BitDepth(str, Enum):
+    """Bits of a channel."""
+
+    eight = "8"
+    sixteen = "16"
+    thirty_two = "32"
+
+
+BITS: dict[BitDepth, Bits] = {BitDepth.eight: 8, BitDepth.sixteen: 16, BitDepth.thirty_two: 32}
+
+FormatOption = Annotated[FormatName | None, typer.Option("--format", help="Of every result.  [default: as OUT or IN]")]
+SuffixOption = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="Put behind the names, such as -x4.  [default: -ctsr without -o]")
+]
+QualityOption = Annotated[
+    int | None, typer.Option(metavar="1..100", help="Of JPEG, WebP and AVIF.  [default: 95, 95, 90]")
+]
+LosslessOption = Annotated[
+    bool, typer.Option("--lossless", help="WebP without loss, which it also is where IN is lossless WebP.")
+]
+BitDepthOption = Annotated[
+    BitDepth | None, typer.Option(help="Of a channel: PNG to 16, TIFF to 32 (floating-point).  [default: as IN]")
+]
 StripOption = Annotated[
     bool, typer.Option("--strip-metadata", help="Leave out camera, place, date, comments and text of the original.")
 ]
@@ -137,6 +175,11 @@ def upscale_command(
     precision: PrecisionOption = PrecisionName.auto,
     device: DeviceOption = DeviceName.auto,
     overwrite: OverwriteOption = False,
+    file_format: FormatOption = None,
+    suffix: SuffixOption = None,
+    quality: QualityOption = None,
+    lossless: LosslessOption = False,
+    bit_depth: BitDepthOption = None,
     strip_metadata: StripOption = False,
 ) -> None:
     """Upscale pictures, or folders of pictures.
@@ -144,7 +187,8 @@ def upscale_command(
     Without -o, photo.jpg becomes photo-ctsr.png in the current folder. With one picture, OUT is the picture to write
     if it has a suffix (.png, .jpg, .tif, .webp, ...), else a folder. Folders are searched with their subfolders; OUT
     gets the same names in the same subfolders, with the same suffixes where that format can be written without loss
-    of transparency, else .png.
+    of transparency, frames or pages, else .png or .tif. Animations and documents of several pages are upscaled frame
+    by frame.
 
     A result that is already there is skipped if it was made of the same picture by the same model and settings, so
     that an interrupted run can be started again, and several runs into one folder share the work. Anything else that is
@@ -153,14 +197,17 @@ def upscale_command(
     """
     console = Console(stderr=True)
     with report_errors(console):
+        from ..images.formats import Encoding
         from .claims import remove_leftovers
         from .finished import Finished
-        from .plan import plan
+        from .plan import Naming, check_encoding, plan
         from .upscale import upscale
 
-        options = make_options(t, scale, size, tile, color_fix, strip_metadata)
+        encoding = Encoding(quality, lossless, None if bit_depth is None else BITS[bit_depth])
+        options = make_options(t, scale, size, tile, color_fix, strip_metadata, encoding)
         loaded = make_model(model, precision, device)
-        jobs = plan(inputs, output)
+        jobs = plan(inputs, output, Naming(suffix, file_format and f".{file_format.value}"))
+        check_encoding(jobs, encoding)
         remove_leftovers({job.target.parent for job in jobs})
         found = Finished(loaded, options, overwrite)
         code = run_jobs(console, jobs, lambda job, on_tile: upscale(job, loaded, options, on_tile), found)
@@ -315,8 +362,10 @@ def make_options(
     tile: int,
     color_fix: ColorFixName | None,
     strip_metadata: bool = False,
+    encoding: Encoding | None = None,
 ) -> Options:
     """The options of a run; raises ValueError for those that cannot be."""
+    from ..images.formats import FOLLOW
     from .options import Options, parse_size
 
     if scale is not None and size is not None:
@@ -328,6 +377,7 @@ def make_options(
         tile=tile,
         color_fix=None if color_fix is None else color_fix.value,
         strip_metadata=strip_metadata,
+        encoding=encoding or FOLLOW,
     )
 
 

@@ -1,6 +1,6 @@
 """A pipeline that is loaded at its first use."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -58,6 +58,7 @@ class LazyPipeline:
 
     def settings(self, options: Options) -> dict[str, str | float | int | bool]:
         """What pictures are made with, but for their sources."""
+        asked = {"strip_metadata": options.strip_metadata, **asdict(options.encoding)}
         size = {"scale": options.scale} if options.size is None else {"size": f"{options.size[0]}x{options.size[1]}"}
         return {
             "ctsr": __version__,
@@ -68,7 +69,7 @@ class LazyPipeline:
             "tile": options.tile,
             "color_fix": self.color_fix(options),
             "precision": str(self.dtype).removeprefix("torch."),
-            **({"strip_metadata": True} if options.strip_metadata else {}),
+            **{key: value for key, value in asked.items() if value},
         }
 
     def color_fix(self, options: Options) -> ColorFix:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from ..families import check_dial
 from ..images.color_fix import ColorFix
+from ..images.formats import FOLLOW, Encoding
 from ..images.picture import Picture
 from ..images.tensors import MAX_SIDE, check_size, output_size
 from ..runtime.offload import check_tile
@@ -21,6 +22,7 @@ class Options:
         tile: pixels of the result, 0 for automatic.
         color_fix: None is the checkpoint's own.
         strip_metadata: leave out EXIF, XMP, IPTC, resolution, comment and text of the original.
+        encoding: how results are put into files.
     """
 
     t: float = 0.5
@@ -29,6 +31,7 @@ class Options:
     tile: int = 0
     color_fix: ColorFix | None = None
     strip_metadata: bool = False
+    encoding: Encoding = FOLLOW
 
     def __post_init__(self) -> None:
         check_dial("t", self.t)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..images.formats import Encoding, output_format, writable_suffixes
+from ..images.frames import look_for_frames
 from ..images.read import readable_suffixes
-from ..images.write import output_suffix, writable_suffixes
 
 logger = logging.getLogger(__name__)
 
@@ -25,29 +26,46 @@ class Job:
     target: Path
 
 
-def plan(inputs: Sequence[Path], output: str | None) -> list[Job]:
+@dataclass(frozen=True)
+class Naming:
+    """How results are named: `suffix` is put behind the stem; `format` is the suffix of every file, such as ".png"."""
+
+    suffix: str | None = None
+    format: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.suffix is not None and (os.sep in self.suffix or "/" in self.suffix):
+            raise ValueError(f"--suffix is a part of a name, such as -x4, not {self.suffix!r}.")
+
+
+def plan(inputs: Sequence[Path], output: str | None, naming: Naming | None = None) -> list[Job]:
     """Which file becomes which.
 
     Args:
         inputs: files, and folders that are searched for pictures, with their subfolders.
         output: for one file a file or a folder, else a folder; None puts NAME-ctsr.png of every file into the current
             folder. A trailing slash makes it a folder. In a folder pictures keep their relative names, and their
-            suffixes where the format can be written without loss of alpha, else .png.
+            suffixes where the format can be written without loss of alpha, frames or pages, else .png or .tif.
+        naming: other names, and one format for all.
 
     Raises:
         ValueError: no pictures; an output that is an input, or that two inputs share; no output for a folder.
         ImageWriteError: the output is a file of an unknown format.
     """
+    naming = naming or Naming()
     folders = [path for path in inputs if path.is_dir()]
     if output is None:
         if folders:
             raise ValueError(f"{folders[0]} is a folder: say with -o into which folder its pictures go.")
-        jobs = [Job(path, Path(f"{path.stem}-ctsr.png")) for path in inputs]
+        behind = "-ctsr" if naming.suffix is None else naming.suffix
+        jobs = [Job(path, Path(f"{path.stem}{behind}{naming.format or default_suffix(path)}")) for path in inputs]
     elif is_one_file(inputs, output):
-        output_suffix(output)
+        output_format(output)
+        if naming != Naming():
+            raise ValueError(f"{output} is a whole name: leave --suffix and --format out, or name a folder with -o.")
         jobs = [Job(inputs[0], Path(output))]
     else:
-        jobs = plan_folder(inputs, folder_of(output))
+        jobs = plan_folder(inputs, folder_of(output), naming)
     if not jobs:
         raise ValueError(f"No pictures in {', '.join(map(str, inputs))}: name a picture or a folder with pictures.")
     return checked(jobs)
@@ -75,8 +93,8 @@ def folder_of(output: str) -> Path:
     return path
 
 
-def plan_folder(inputs: Sequence[Path], output: Path) -> list[Job]:
-    """Jobs into a folder: relative names; where one that becomes PNG meets another it is NAME.gif.png instead."""
+def plan_folder(inputs: Sequence[Path], output: Path, naming: Naming) -> list[Job]:
+    """Jobs into a folder: relative names; what changes its format and would meet another is NAME.gif.png instead."""
     sources: dict[Path, Path] = {}  # source -> name below `output`
     for path in inputs:
         if not path.is_dir():
@@ -85,12 +103,17 @@ def plan_folder(inputs: Sequence[Path], output: Path) -> list[Job]:
         if path.resolve() == output.resolve():
             raise ValueError(f"{output} is the input folder itself: name another with -o.")
         sources.update((picture, picture.relative_to(path)) for picture in find_pictures(path, output.resolve()))
-    converted = {source: name.with_suffix(".png") for source, name in sources.items() if becomes_png(source)}
-    wanted = Counter(converted.get(source, name) for source, name in sources.items())
-    for source, name in converted.items():
-        if wanted[name] > 1:
-            converted[source] = sources[source].with_name(f"{source.name}.png")
-    return [Job(source, output / converted.get(source, name)) for source, name in sources.items()]
+    if naming.suffix:
+        sources = {x: name.with_name(f"{name.stem}{naming.suffix}{name.suffix}") for x, name in sources.items()}
+    names: dict[Path, Path] = {}
+    for source, name in sources.items():
+        suffix = naming.format or folder_suffix(source)
+        names[source] = name if suffix is None else name.with_suffix(suffix)
+    wanted = Counter(names.values())
+    for source, name in names.items():
+        if wanted[name] > 1 and name != sources[source]:
+            names[source] = sources[source].with_name(f"{sources[source].name}{name.suffix}")
+    return [Job(source, output / name) for source, name in names.items()]
 
 
 def find_pictures(folder: Path, leave_out: Path) -> Iterator[Path]:
@@ -109,18 +132,33 @@ def find_pictures(folder: Path, leave_out: Path) -> Iterator[Path]:
                 yield path
 
 
-def becomes_png(source: Path) -> bool:
-    """Whether writing a picture under its own suffix is impossible or would lose its alpha."""
+def default_suffix(source: Path) -> str:
+    """Of a result whose name is not given: .png, but for several pages .tif."""
+    return ".tif" if look_for_frames(source).kind == "pages" else ".png"
+
+
+def folder_suffix(source: Path) -> str | None:
+    """The suffix of a result in a folder; None where it keeps that of its source, since nothing is lost by that."""
     suffix = source.suffix.lower()
+    if suffix == ".gif":
+        return None if look_for_frames(source).kind else ".png"
     if suffix not in writable_suffixes():
-        return True
+        return default_suffix(source)
     if suffix not in WITHOUT_ALPHA:
-        return False
+        return None
     try:
         with Image.open(source) as image:
-            return image.has_transparency_data
+            return ".png" if image.has_transparency_data else None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False  # the run will say what is wrong with it
+        return None  # the run will say what is wrong with it
+
+
+def check_encoding(jobs: Iterable[Job], encoding: Encoding) -> None:
+    """Raises ImageWriteError where a format of the results cannot do what is asked, ValueError where none can."""
+    by_suffix = {job.target.suffix.lower(): job.target for job in jobs}
+    forms = [output_format(target, encoding=encoding) for target in by_suffix.values()]
+    if encoding.quality is not None and all(form.quality is None for form in forms):
+        raise ValueError("--quality is for JPEG, WebP and AVIF: leave it out, or choose one of them with --format.")
 
 
 def checked(jobs: Iterable[Job]) -> list[Job]:

@@ -3,18 +3,22 @@
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..images.formats import output_format
+from ..images.frames import Frames, Kind, look_for_frames
 from ..images.picture import Picture
 from ..images.read import read_picture
 from ..images.settings import Settings
 from ..images.strip import dial_name, panel, panel_side
 from ..images.tensors import check_size, resize
-from ..images.write import check_target, output_suffix, write_picture
+from ..images.write import Frame, check_target, write_frames, write_picture
 from ..pipeline import Progress
-from ..runtime.memory import check_room
+from ..runtime.memory import BUFFER_SHARE, check_room
+from ..tiling.tiles import total_memory
 from ..whole_file import digest
 from .lazy_pipeline import LazyPipeline
 from .options import Options
@@ -22,15 +26,32 @@ from .plan import Job
 
 logger = logging.getLogger(__name__)
 
+FRAME_BYTES = 5
+"""Bytes per pixel of a frame that is finished, with what its encoder adds."""
 
-def check_picture(picture: Picture, target: Path, options: Options, device: torch.device) -> tuple[int, int]:
+
+def check_picture(
+    picture: Picture, target: Path, options: Options, device: torch.device, kind: Kind = "", count: int = 1
+) -> tuple[int, int]:
     """Height and width of the result; raises for one that cannot be made or written, before any work on it."""
     height, width = options.output_size(picture)
     check_size(height, width)
-    output_suffix(target, height, width)
+    output_format(target, height, width, options.encoding, kind)
     check_target(target)
     check_room(height, width, device)
+    if kind == "animation":
+        check_room_for_frames(height, width, count)
     return height, width
+
+
+def check_room_for_frames(height: int, width: int, count: int) -> None:
+    """Raises ValueError for an animation whose finished frames, all of which are kept to the end, take too much."""
+    need, have = count * height * width * FRAME_BYTES, total_memory(torch.device("cpu")) * BUFFER_SHARE
+    if need > have:
+        raise ValueError(
+            f"{count} frames of {width}x{height} pixels would take {need / 2**30:.1f} GiB of memory, and no more than "
+            f"{have / 2**30:.1f} can be used here: choose a smaller size."
+        )
 
 
 def enlarged_alpha(picture: Picture, height: int, width: int) -> Tensor | None:
@@ -49,9 +70,53 @@ def settings_of(source: Path, model: LazyPipeline, options: Options) -> Settings
 
 
 def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress | None = None) -> str:
-    """Makes one picture; returns its size. Raises what `read_picture`, the pipeline and `write_picture` raise."""
+    """Makes one picture, animation or document; returns its size.
+
+    Raises what `read_picture`, the pipeline and `write_picture` raise.
+    """
+    frames = look_for_frames(job.source)
+    if frames.kind != "":
+        return upscale_frames(frames, frames.kind, job, model, options, callback)
     picture = read_picture(job.source, keep_metadata=not options.strip_metadata)
     height, width = check_picture(picture, job.target, options, model.device)
+    rgb, alpha = restore(picture, height, width, model, options, callback)
+    settings = settings_of(job.source, model, options)
+    write_picture(job.target, rgb, picture, alpha, settings, options.encoding)
+    return f"{width}x{height}"
+
+
+def upscale_frames(
+    frames: Frames,
+    kind: Literal["animation", "pages"],
+    job: Job,
+    model: LazyPipeline,
+    options: Options,
+    callback: Progress | None = None,
+) -> str:
+    """Makes an animation or document, a frame at a time, all at the same t; returns its size. Raises as `upscale`."""
+    sizes: list[str] = []
+
+    def results() -> Iterator[Frame]:
+        for picture, duration in frames.read(keep_metadata=not options.strip_metadata):
+            size = check_picture(picture, job.target, options, model.device, kind, len(frames.indices))
+            rgb, alpha = restore(picture, *size, model, options, callback)
+            sizes.append(f"{size[1]}x{size[0]}")
+            yield Frame(rgb, picture, alpha, duration)
+
+    settings = settings_of(job.source, model, options)
+    write_frames(job.target, results(), kind, frames.plays, settings, options.encoding)
+    return f"{len(sizes)} {'frames' if kind == 'animation' else 'pages'} of {', '.join(dict.fromkeys(sizes))}"
+
+
+def restore(
+    picture: Picture,
+    height: int,
+    width: int,
+    model: LazyPipeline,
+    options: Options,
+    callback: Progress | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Colours [1, 3, height, width] and alpha [1, 1, height, width], if it has any, of a picture's result."""
     result = model.pipeline(
         picture.rgb,
         t=options.t,
@@ -63,9 +128,7 @@ def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress 
         output_type="pt",
         callback=callback,
     )
-    alpha = enlarged_alpha(picture, height, width)
-    write_picture(job.target, result.images, picture, alpha, settings_of(job.source, model, options))
-    return f"{width}x{height}"
+    return result.images, enlarged_alpha(picture, height, width)
 
 
 def sweep(

@@ -45,6 +45,9 @@ def _deep_mode(image: Image.Image, path: Path) -> str | None:
     if isinstance(image, PngImageFile):
         with path.open("rb") as file:
             depth, colour = file.read(26)[24:]  # of the IHDR chunk, which is always the first
+        if depth == 16 and getattr(image, "n_frames", 1) > 1:
+            logger.warning("%s: frames of 16 bits are read at 8 bits.", path)
+            return None
         return {2: "RGB", 4: "LA", 6: "RGBA"}.get(colour) if depth == 16 else None
     if isinstance(image, TiffImageFile) and image.mode.startswith("RGB"):
         return image.mode if set(image.tag_v2.get(_TAG.BitsPerSample, (8,))) == {16} else None
@@ -61,7 +64,7 @@ def read_deep(image: Image.Image, path: Path) -> Samples | None:
         raise ImageReadError(f"{path}: a 16-bit TIFF whose channels lie apart is not read; save it pixel by pixel.")
     if mode is None or not opencv_works():
         return None
-    pixels = _opencv_pixels(path)
+    pixels = _opencv_pixels(path, image.tell())
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[:2] != image.size[::-1]:
         logger.warning("%s: OpenCV cannot read this kind of 16-bit file; it is read at 8 bits.", path)
         return None
@@ -73,14 +76,21 @@ def read_deep(image: Image.Image, path: Path) -> Samples | None:
     return _straight(samples) if _is_multiplied(image) else samples
 
 
-def _opencv_pixels(path: Path) -> Samples | None:
-    """The file as OpenCV decodes it, [H, W] or [H, W, C] in the order BGRA; None if it cannot."""
+def _opencv_pixels(path: Path, page: int = 0) -> Samples | None:
+    """A page of a file as OpenCV decodes it, [H, W] or [H, W, C] in the order BGRA; None if it cannot."""
     import cv2
 
+    data, logged = np.fromfile(path, np.uint8), cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of tags that it does not know
     try:
-        return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        if page == 0:
+            return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+        _, pages = cv2.imdecodemulti(data, cv2.IMREAD_UNCHANGED, range=(page, page + 1))
+        return pages[0] if pages else None
     except cv2.error:
         return None
+    finally:
+        cv2.utils.logging.setLogLevel(logged)
 
 
 def _is_multiplied(image: Image.Image) -> bool:
@@ -177,7 +187,7 @@ def write_deep_png(file: IO[bytes], samples: Samples, profile: bytes | None, opt
 def write_tiff(file: IO[bytes], samples: Samples, profile: bytes | None, options: Mapping[str, Any]) -> None:
     """uint8, uint16 or float32 [H, W, C] as little-endian TIFF: Pillow's directory, then compressed strips.
 
-    Of the save options "exif", "dpi", "xmp" and "iptc" are taken.
+    Where the file is not empty it becomes one page more. Of the save options "exif", "dpi", "xmp" and "iptc" are taken.
     """
     height, width, channels = samples.shape
     rows = max(1, _STRIP_BYTES // samples[0].nbytes)
@@ -209,6 +219,27 @@ def write_tiff(file: IO[bytes], samples: Samples, profile: bytes | None, options
         if block:
             directory.tagtype[tag] = TiffTags.BYTE if tag == TIFF_XMP else TiffTags.UNDEFINED
             directory[tag] = block
+    _link_page(file)
     directory.save(file)
     for strip in strips:
         file.write(strip)
+
+
+def _link_page(file: IO[bytes]) -> None:
+    """Let the last directory of a TIFF of ours name the place where the file ends as that of the next."""
+    end = file.seek(0, 2) + file.tell() % 2
+    if end == 0:
+        return
+    file.write(bytes(end - file.tell()))
+    place = 4
+    while True:
+        file.seek(place)
+        (directory,) = struct.unpack("<L", file.read(4))
+        if directory == 0:
+            break
+        file.seek(directory)
+        (entries,) = struct.unpack("<H", file.read(2))
+        place = directory + 2 + 12 * entries
+    file.seek(place)
+    file.write(struct.pack("<L", end))
+    file.seek(end)

@@ -109,9 +109,16 @@ def metadata_of(exif: Image.Exif, info: Mapping[Any, Any], text: Mapping[str, st
         xmp=xmp.encode() if isinstance(xmp, str) else bytes(xmp),
         iptc=iptc,
         dpi=_read_dpi(info.get("dpi"), values),
-        comment=comment.decode("utf-8", "replace").rstrip("\0") if isinstance(comment, bytes) else str(comment),
+        comment=_read_comment(comment),
         text={key: value for key, value in text.items() if key not in (SETTINGS_KEY, _XMP_KEY, _RAW_EXIF, _RAW_IPTC)},
     )
+
+
+def _read_comment(comment: Any) -> str:
+    """Of a JPEG or GIF, without the settings of a result."""
+    text = comment.decode("utf-8", "replace").rstrip("\0") if isinstance(comment, bytes) else str(comment)
+    lines = text.split("\n")
+    return "\n".join(lines[:-1] if lines[-1].startswith(SETTINGS_START) else lines)
 
 
 def _read_exif(exif: Image.Exif) -> dict[int, Any]:
@@ -185,13 +192,15 @@ class Writable:
 def for_format(metadata: Metadata, name: str, height: int, width: int, settings: str = "") -> Writable:
     """Save options for a result of height x width pixels in the format `name`, as Pillow spells it.
 
-    The settings go into the text of a PNG, else into EXIF; BMP has neither.
+    The settings go into the text of a PNG, the comment of a GIF, else into EXIF; BMP has none of these.
     TIFF and 16-bit PNG are not written by Pillow: there "exif", "dpi", "xmp" and "iptc" mean the same.
     """
     if name == "BMP":
         parts = {"EXIF": metadata.exif, "XMP": metadata.xmp, "IPTC": metadata.iptc, "the comment": metadata.comment}
         lost = [part for part, value in {**parts, "text": metadata.text}.items() if value]
         return Writable({} if metadata.dpi is None else {"dpi": metadata.dpi}, lost)
+    if name == "GIF":
+        return _for_gif(metadata, settings)
     out = Writable()
     values = _sized(metadata.exif, height, width)
     xmp, comment, text = _sized_xmp(metadata.xmp, height, width), metadata.comment, dict(metadata.text)
@@ -217,6 +226,15 @@ def for_format(metadata: Metadata, name: str, height: int, width: int, settings:
     if values:
         _put_exif(values, metadata.endian, name, out)
     return out
+
+
+def _for_gif(metadata: Metadata, settings: str) -> Writable:
+    """A comment, and the settings in a last line of it; a GIF holds nothing else."""
+    comment = metadata.comment or metadata.text.get("Comment", "")
+    parts = {"EXIF": metadata.exif, "XMP": metadata.xmp, "IPTC": metadata.iptc, "the resolution": metadata.dpi}
+    lost = [part for part, value in {**parts, "text": set(metadata.text) - {"Comment"}}.items() if value]
+    lines = "\n".join(line for line in (comment, settings) if line)
+    return Writable({"comment": lines.encode()} if lines else {}, lost)
 
 
 def _sized(exif: Mapping[int, Any], height: int, width: int) -> dict[int, Any]:

@@ -22,7 +22,7 @@ class Picture:
     rgb: [1, 3, H, W] fp32 in [0, 1], straight (not multiplied by alpha), encoded as in the file; grey is repeated.
     alpha: [1, 1, H, W] fp32 in [0, 1], all ones for an opaque file with an alpha channel, None for one without.
     grey: the file holds grey. bits: depth of the file. icc_profile: fits rgb (or grey), None means sRGB.
-    metadata: EXIF and the like.
+    metadata: EXIF and the like. lossless: of a format that can be either, the file is without loss (WebP).
     """
 
     rgb: torch.Tensor
@@ -31,6 +31,7 @@ class Picture:
     bits: Bits = 8
     icc_profile: bytes | None = None
     metadata: Metadata = field(default_factory=Metadata)
+    lossless: bool = False
 
     @property
     def height(self) -> int:

@@ -21,6 +21,7 @@ from ..errors import ImageReadError
 from .deep import read_deep, read_float_tiff, with_key
 from .hidden_colours import spread_visible
 from .icc import fitting_profile, to_srgb
+from .lossless import is_lossless_webp
 from .metadata import Metadata, read_metadata
 from .optional_formats import OPTIONAL_SUFFIXES, RAW, develop, is_raw_under_another_name, open_optional, optional_format
 from .picture import Bits, Picture, Samples
@@ -43,7 +44,7 @@ _DECODE_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-_STILLS_OF_SEVERAL_PARTS = ("MPO", "PSD")  # a depth map or a gain map, layers: the first part is the picture
+STILLS_OF_SEVERAL_PARTS = ("MPO", "PSD")  # a depth map or a gain map, layers: the first part is the picture
 _WITHOUT_STILLS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})  # known by name, but not decoded
 _MAX_TEXT = 2**28  # bytes of compressed text that a PNG may hold; Pillow's own limit is 1 MB a chunk
 
@@ -68,19 +69,27 @@ def read_picture(path: str | os.PathLike[str], keep_metadata: bool = True) -> Pi
 
 def _read(path: Path) -> Picture:
     """As `read_picture`, by what reads this kind of file."""
+    with reading(path):
+        kind = optional_format(path)
+        if kind is RAW:
+            return _read_raw(path)
+        try:
+            with Image.open(path) if kind is None else open_optional(path, kind) as image:
+                return _read_raw(path) if is_raw_under_another_name(image) else _read_first(image, path)
+        except Image.UnidentifiedImageError:
+            if (found := read_float_tiff(path)) is None:
+                raise
+            samples, profile, metadata = found
+            return _picture(samples, fitting_profile(profile, samples.shape[2] < 3, path), metadata, path)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Generator[None, None, None]:
+    """Let Pillow read what it can without a word; what it cannot read becomes an ImageReadError of one sentence."""
     try:
         with warnings.catch_warnings(), _room_for_text():
             warnings.simplefilter("ignore")  # of odd metadata, of size (twice the size that it warns of is an error)
-            kind = optional_format(path)
-            if kind is RAW:
-                return _read_raw(path)
-            with Image.open(path) if kind is None else open_optional(path, kind) as image:
-                return _read_raw(path) if is_raw_under_another_name(image) else _decode(image, path)
-    except Image.UnidentifiedImageError as error:
-        if (found := read_float_tiff(path)) is not None:
-            samples, profile, metadata = found
-            return _picture(samples, fitting_profile(profile, samples.shape[2] < 3, path), metadata, path)
-        raise ImageReadError(_read_failure(path, error)) from error
+            yield
     except _DECODE_ERRORS as error:
         raise ImageReadError(_read_failure(path, error)) from error
 
@@ -123,9 +132,16 @@ def _read_failure(path: Path, error: Exception) -> str:
     return f"{path} is damaged or cut off ({error or type(error).__name__}); fetch it again from its source."
 
 
-def _decode(image: Image.Image, path: Path) -> Picture:
-    """The picture in an open file that Pillow reads."""
-    _warn_of_frames(image, path)
+def _read_first(image: Image.Image, path: Path) -> Picture:
+    """The picture in an open file, of several the first, with a warning."""
+    frames = int(getattr(image, "n_frames", 1))
+    if frames > 1 and image.format not in STILLS_OF_SEVERAL_PARTS:
+        logger.warning("%s has %d frames; only the first one is read.", path, frames)
+    return decode(image, path)
+
+
+def decode(image: Image.Image, path: Path) -> Picture:
+    """The present frame or page of an open file that Pillow reads; raises what Pillow raises."""
     image.load()
     samples = read_deep(image, path)
     if samples is None:
@@ -133,7 +149,8 @@ def _decode(image: Image.Image, path: Path) -> Picture:
     samples = _upright(samples, _orientation(image))
     converted = image.mode in ("CMYK", "LAB")  # the profile is used up
     profile = None if converted else fitting_profile(image.info.get("icc_profile"), samples.shape[2] < 3, path)
-    return _picture(samples, profile, read_metadata(image), path)
+    picture = _picture(samples, profile, read_metadata(image), path)
+    return replace(picture, lossless=image.format == "WEBP" and is_lossless_webp(path))
 
 
 def _read_raw(path: Path) -> Picture:
@@ -159,13 +176,6 @@ def _picture(samples: Samples, profile: bytes | None, metadata: Metadata, path: 
         icc_profile=profile,
         metadata=metadata,
     )
-
-
-def _warn_of_frames(image: Image.Image, path: Path) -> None:
-    """Say in the log that only the first of several frames or pages is read."""
-    frames = int(getattr(image, "n_frames", 1))
-    if frames > 1 and image.format not in _STILLS_OF_SEVERAL_PARTS:
-        logger.warning("%s has %d frames; only the first one is read.", path, frames)
 
 
 def _orientation(image: Image.Image) -> int:

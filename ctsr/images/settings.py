@@ -25,11 +25,19 @@ def as_text(settings: Settings) -> str:
 def read_settings(path: Path) -> dict[str, Any] | None:
     """The settings in a file that this library wrote; None for all others."""
     with contextlib.suppress(*_ERRORS), Image.open(path) as image:
-        text: Any = image.info.get(SETTINGS_KEY) if image.format == "PNG" else image.getexif()[SETTINGS_TAG]
-        settings = json.loads(text)
+        settings = json.loads(_text_of(image))
         if isinstance(settings, dict) and "ctsr" in settings:
             return cast("dict[str, Any]", settings)
     return None
+
+
+def _text_of(image: Image.Image) -> Any:
+    """Where a format has the settings."""
+    if image.format == "PNG":
+        return image.info.get(SETTINGS_KEY)
+    if image.format == "GIF":
+        return image.info.get("comment", b"").split(b"\n")[-1]
+    return image.getexif()[SETTINGS_TAG]
 
 
 def is_whole(path: Path) -> bool:

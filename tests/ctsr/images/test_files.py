@@ -21,9 +21,10 @@ from PIL.PngImagePlugin import putchunk
 
 from ctsr.errors import CTSRError, ImageReadError, ImageWriteError
 from ctsr.images.deep import write_tiff
+from ctsr.images.formats import output_format, writable_suffixes
 from ctsr.images.picture import Picture
 from ctsr.images.read import read_picture
-from ctsr.images.write import output_suffix, writable_suffixes, write_picture
+from ctsr.images.write import write_picture
 
 STRESS = Path(__file__).parents[4] / "shared" / "data" / "stress"
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -97,7 +98,7 @@ def test_taller_than_a_band(tmp_path: Path) -> None:
     assert torch.equal(read_picture(tmp_path / "a.png").rgb, rgb)
 
 
-@pytest.mark.parametrize("suffix", writable_suffixes())
+@pytest.mark.parametrize("suffix", [suffix for suffix in writable_suffixes() if suffix != ".gif"])
 @pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("bits", [8, 16])
 def test_every_format_writes_and_reads(tmp_path: Path, suffix: str, grey: bool, bits: int) -> None:
@@ -460,15 +461,15 @@ def test_no_permission(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a", "a.xyz", "a.pdf", ".png"])
 def test_suffix_must_be_known(tmp_path: Path, name: str) -> None:
     rgb = noise(3)
-    with pytest.raises(ImageWriteError, match=r"\.png, \.jpg"):
+    with pytest.raises(ImageWriteError, match=r"\.png, \.apng, \.jpg"):
         write_picture(tmp_path / name, rgb, Picture(rgb))
     assert leftovers(tmp_path) == []
 
 
 def test_format_must_hold_the_size() -> None:
-    assert output_suffix("a.WebP", 16383, 1) == ".webp"
+    assert output_format("a.WebP", 16383, 1).name == "WEBP"
     with pytest.raises(ImageWriteError, match="16383"):
-        output_suffix("a.webp", 1, 16384)
+        output_format("a.webp", 1, 16384)
 
 
 def test_failures_leave_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,20 +7,21 @@ stands after the UNet, so a second t on the same picture costs a decode only.
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, cast, overload
+from typing import Any, Generic, Literal, TypeVar, Union, cast, overload
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self, TypedDict, Unpack  # in typing from Python 3.11
 
 from . import families
@@ -41,11 +42,18 @@ from .images.tensors import (
     resize,
 )
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
+from .models.autoencoder_mini import TimeAwareAutoencoderMini
+from .models.autoencoder_mini2 import TimeAwareAutoencoderMini2
 from .models.forward import vae_scale_factor
 from .models.lora import lora_layers
 from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
+from .models.unet_mini import TimeConditionedUNetMini
+from .models.unet_mini2 import TimeConditionedUNetMini2
+from .runtime.noise import Noise, noise_sources
 from .runtime.offload import ExecutionMixin, check_tile
+from .runtime.prompts import PromptMixin
+from .runtime.step_end import TENSOR_INPUTS, StepEnd, end_step, wanted_tensors
 from .runtime.user_lora import UserLoraMixin
 from .tiling import networks
 from .tiling.networks import Progress as Progress
@@ -59,6 +67,11 @@ DEFAULT_SCALE = 4.0
 REEXPORT = "from ctsr import CTSRPipeline\n"
 """pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
 
+
+# diffusers' `from_pipe` takes components of exactly these classes, and its older releases read no other form of them.
+# ruff: noqa: UP007
+Autoencoder = Union[TimeAwareAutoencoderMini, TimeAwareAutoencoderMini2, TimeAwareAutoencoderKL, AutoencoderKL, None]
+UNet = Union[TimeConditionedUNetMini, TimeConditionedUNetMini2, UNet2DConditionModel, None]
 
 Images = list[Image.Image] | np.ndarray[Any, Any] | Tensor
 ImagesT_co = TypeVar("ImagesT_co", bound=Images, covariant=True)
@@ -80,8 +93,12 @@ class CallOptions(TypedDict, total=False):
     tile_overlap: int | None
     color_fix: ColorFix | None
     prompt_embeds: Tensor | None
-    generator: torch.Generator | None
+    generator: torch.Generator | Sequence[torch.Generator] | None
     callback: Progress | None
+    prompt: str | Sequence[str] | None
+    num_images_per_prompt: int
+    callback_on_step_end: StepEnd | None
+    callback_on_step_end_tensor_inputs: Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -99,15 +116,13 @@ class Encoded:
     reference: Tensor
 
 
-class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
+class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin):
     """One-step super-resolution with a dial.
-
-    The types of the arguments are plain because diffusers checks them with isinstance when it loads a folder.
 
     Args:
         vae: `TimeAwareAutoencoderMini`, `TimeAwareAutoencoderKL`, or a stock `AutoencoderKL` for families whose encoder
-            knows no timestep.
-        unet: `TimeConditionedUNetMini` or a stock `UNet2DConditionModel`.
+            knows no timestep; None for a pipeline that encodes prompts and nothing else.
+        unet: `TimeConditionedUNetMini` or a stock `UNet2DConditionModel`; or None.
         prompt_embeddings: baked prompt embeddings, for UNets with cross-attention.
         family: name in `families.FAMILIES`.
         parameterization: overrides the family's.
@@ -116,20 +131,22 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         unet_variant: what makes the UNet its other variant, for families with two (PiSA-SR).
         time_aware_unet: the UNet is told the encoder's timestep instead of the family's own.
         about: what a person should know of a converted checkpoint, by name: source, licence and the like.
+        text_encoder, tokenizer: transformers' CLIPTextModel and CLIPTokenizer, for `prompt`; none are needed without.
     """
 
-    _optional_components = ["prompt_embeddings", "unet_variant"]  # noqa: RUF012  # diffusers' own way to say it
+    _optional_components = ["prompt_embeddings", "unet_variant", "text_encoder", "tokenizer"]  # noqa: RUF012  # diffusers' own way to say it
     # Small; and hooks ask for parameters, of which the first has none, and the second is read from inside the UNet.
     _exclude_from_cpu_offload = ["prompt_embeddings", "unet_variant"]  # noqa: RUF012
-    model_cpu_offload_seq = "unet->vae"
+    model_cpu_offload_seq = "text_encoder->unet->vae"
+    _callback_tensor_inputs = TENSOR_INPUTS
+    num_timesteps = 1
 
-    prompt_embeddings: PromptEmbeddings | None
     unet_variant: LoraVariant | None
 
     def __init__(
         self,
-        vae: ModelMixin,
-        unet: ModelMixin,
+        vae: Autoencoder,
+        unet: UNet,
         prompt_embeddings: PromptEmbeddings | None = None,
         family: str = "ctsr",
         parameterization: str | None = None,
@@ -138,10 +155,19 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         unet_variant: LoraVariant | None = None,
         about: dict[str, str] | None = None,
         time_aware_unet: bool = False,
+        text_encoder: nn.Module | None = None,
+        tokenizer: object | None = None,
     ):
         super().__init__()
         base: Any = self  # diffusers leaves the arguments of these two without types
-        base.register_modules(vae=vae, unet=unet, prompt_embeddings=prompt_embeddings, unet_variant=unet_variant)
+        base.register_modules(
+            vae=vae,
+            unet=unet,
+            prompt_embeddings=prompt_embeddings,
+            unet_variant=unet_variant,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+        )
         base.register_to_config(
             family=family,
             parameterization=parameterization,
@@ -154,7 +180,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             raise ValueError(f"Family {family!r} runs its UNet in two variants: pass unet_variant.")
         for component in self._networks:
             networks.settle(component)
-        double_by_phases(vae)
+        if vae is not None:
+            double_by_phases(vae)
 
     # --- loading and saving ---------------------------------------------------------------------------------------
 
@@ -232,16 +259,18 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             use_safetensors: False reads pickled weights, and of these tensors alone.
             low_cpu_mem_usage: taken as diffusers takes it; makes no difference.
             cache_dir, force_download, local_files_only, revision, token: as huggingface_hub takes them.
-            given: components (`vae`, `unet`, `prompt_embeddings`) and settings instead of the folder's.
+            given: components (`vae`, `unet`, `prompt_embeddings`, `text_encoder`, `tokenizer`) and settings instead of
+                the folder's; `text_encoder=None` loads none.
 
         Raises:
             CheckpointError: nothing loadable there; the message says what to do.
             ValueError: an argument that does not fit, or a device_map that spreads the networks.
         """
-        if unknown := set(given) - {*own.COMPONENTS, *own.SETTINGS}:
+        if unknown := set(given) - {*own.COMPONENTS, *own.TEXT_PARTS, *own.SETTINGS}:
             raise ValueError(f"from_pretrained takes no {sorted(unknown)[0]}: leave it out, or see its docstring.")
         device = hub.one_device(device_map)
-        dtypes = {name: hub.dtype_of(name, dtype, torch_dtype, device) for name in own.COMPONENTS}
+        parts = (*own.COMPONENTS, own.TEXT_ENCODER)
+        dtypes = {name: hub.dtype_of(name, dtype, torch_dtype, device) for name in parts}
         folder = Path(pretrained_model_name_or_path)
         if not folder.exists():
             place: hub.HubOptions = {
@@ -252,17 +281,48 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
                 "token": token,
             }
             name = os.fspath(pretrained_model_name_or_path)
-            folder = Path(cls.download(name, variant=variant, use_safetensors=use_safetensors, **place))
+            wanted = [part for part in (*own.COMPONENTS, *own.TEXT_PARTS) if part not in given]
+            folder = hub.fetch(name, wanted, variant, use_safetensors, place)
         contents = look(folder)
         if not contents.is_ours:
             raise refusal(contents)
         hub.check_weights(folder, set(own.COMPONENTS) - set(given), variant, use_safetensors)
         pipeline = own.load_folder(cls, folder, variant, use_safetensors, given)
-        for name in set(own.COMPONENTS) - set(given):
+        for name in set(parts) - set(given):
             if (component := getattr(pipeline, name)) is not None:
                 own.move(component, device, dtypes[name])
         cast(Any, pipeline).register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
         return pipeline
+
+    @classmethod
+    def from_pipe(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
+        cls,
+        pipeline: DiffusionPipeline,
+        *,
+        torch_dtype: hub.DTypeOption = None,
+        dtype: hub.DTypeOption = None,
+        **given: Any,
+    ) -> Self:
+        """A pipeline that shares the networks and settings of another one.
+
+        Args:
+            pipeline: one of ours, or of Stable Diffusion, whose `unet` and `vae` a family such as OSEDiff can take.
+            torch_dtype, dtype: as for `from_pretrained`, but by default the networks stay as they are: a cast is one of
+                the given pipeline's, too.
+            given: components and settings instead of its own.
+        """
+        base: Any = super()
+        parts: dict[str, Any] = {**pipeline.components, **given}
+        before: dict[str, torch.dtype] = {
+            name: cast(Any, part).dtype for name, part in parts.items() if isinstance(part, nn.Module)
+        }
+        made: Self = base.from_pipe(pipeline, **given)  # newer releases of diffusers cast to fp32
+        asked = dtype is not None or torch_dtype is not None
+        for name, part in made.components.items():
+            if isinstance(part, nn.Module):
+                target = hub.dtype_of(name, dtype, torch_dtype, made.device) if asked else before[name]
+                nn.Module.to(part, dtype=target)
+        return made
 
     @classmethod
     def download(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
@@ -280,7 +340,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         Raises:
             CheckpointError: no such pipeline, or the hub cannot be reached.
         """
-        return str(hub.fetch(pretrained_model_name, own.COMPONENTS, variant, use_safetensors, options))
+        parts = (*own.COMPONENTS, *own.TEXT_PARTS)
+        return str(hub.fetch(pretrained_model_name, parts, variant, use_safetensors, options))
 
     def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # hands all on
         self, save_directory: str | Path, **options: Any
@@ -303,7 +364,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         (Path(save_directory) / "pipeline.py").write_text(REEXPORT, encoding="utf-8")
         for component in self._networks:
-            cast(Any, component).to(memory_format=torch.contiguous_format)
+            nn.Module.to(component, memory_format=torch.contiguous_format)
         try:
             base.save_pretrained(save_directory, **options)
         finally:
@@ -390,7 +451,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         """As `encode`, but E(x) itself, without the factor s: what hosts pass on as a latent. One tensor a tau_e."""
         enlarged = pad(resize(image.float(), height, width), self.pad_multiple)
         enlarged.mul_(2).sub_(1)
-        pictures, device = enlarged.chunk(len(enlarged)), self._device_of(self.vae)
+        pictures, device = enlarged.chunk(len(enlarged)), self._turn_of(self.vae)
         latents: list[Tensor] = []
         for step in self._encoder_timesteps(timestep):
             encoder = networks.encoder(self.vae, None if step is None else torch.as_tensor(step, device=device))
@@ -417,7 +478,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             tiling: as for `encode`.
         """
         family = replace(self.family, encoder_timesteps=self._encoder_timesteps(timestep))
-        pictures, device = len(latents[0]), self._device_of(self.unet)
+        pictures, device = len(latents[0]), self._turn_of(self.unet)
         embeds = self._prompt(prompt_embeds, pictures)
         prompts = [None] * pictures if embeds is None else embeds.chunk(pictures)
         inputs = family.unet_inputs(latents, generator)
@@ -472,7 +533,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         check_color_fix(color_fix)
         if color_fix != "none" and reference is None:
             raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
-        decoder, device = networks.decoder(self.vae), self._device_of(self.vae)
+        decoder, device = networks.decoder(self.vae), self._turn_of(self.vae)
         each = [networks.run(decoder, z, device, self.free_memory, **tiling) for z in latents.chunk(len(latents))]
         picture = as_batch(each)
         picture = picture.add_(1).div_(2)
@@ -555,10 +616,14 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         tile_overlap: int | None = None,
         color_fix: ColorFix | None = None,
         prompt_embeds: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: OutputType = "pil",
         return_dict: bool = True,
         callback: Progress | None = None,
+        prompt: str | Sequence[str] | None = None,
+        num_images_per_prompt: int = 1,
+        callback_on_step_end: StepEnd | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = TENSOR_INPUTS,
     ) -> CTSRPipelineOutput[Images] | tuple[Images]:
         """Upscales one picture or several, one at a time.
 
@@ -580,11 +645,18 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             tile_overlap: output pixels that tiles share, for networks that normalise over space (128 by default, never
                 more than half a tile); others compute theirs.
             color_fix: "none", "wavelet" or "adain"; the checkpoint's own by default.
-            prompt_embeds: [1, tokens, dim] instead of the baked ones.
-            generator: for families that start from noise; every picture starts from its present state.
+            prompt_embeds: [1, tokens, dim] instead of the baked ones, or [B, tokens, dim], one a picture.
+            generator: for families that start from noise; every picture starts from its present state. Or a list, one a
+                result.
             output_type: "pil", "pt" ([B, 3, H, W]), "np" ([B, H, W, 3]), or "latent" (scaled, blended).
             return_dict: `CTSRPipelineOutput`, else a tuple.
             callback: called as `callback(stage, done, total)` after every tile; raise in it to cancel.
+            prompt: a text instead of the baked prompt, or one a picture; needs a text encoder.
+            num_images_per_prompt: results a picture, one after the other, each from further noise; families that start
+                from none give the same.
+            callback_on_step_end: called as `callback(pipeline, step, timestep, {"latents": z(t)})` before every decode,
+                as in other pipelines, with step 0 of `num_timesteps` 1; returned "latents" are decoded instead.
+            callback_on_step_end_tensor_inputs: what it is given: "latents".
 
         Raises:
             ValueError: an argument is out of range; the message names it and says what to do.
@@ -593,26 +665,19 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         pictures = [batch[i : i + 1] for batch in as_tensors(image) for i in range(len(batch))]
         sizes = self.check_inputs(pictures, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type)
         dials = self.check_dials(t, t_map, len(pictures))
-        self.check_conditions(timestep, prompt_embeds, generator)
-        noise = None if generator is None else generator.get_state()
-        results: list[Tensor | Image.Image] = []
-        for picture, size, dial in zip(pictures, sizes, dials, strict=True):
-            if generator is not None and noise is not None:
-                generator.set_state(noise)
-            (result,) = self.sweep(
-                picture,
-                size,
-                [dial],
-                timestep,
-                prompt_embeds,
-                generator,
-                color_fix,
-                decode=output_type != "latent",
-                tile=tile or self.default_tile,
-                tile_overlap=tile_overlap,
-                callback=callback,
-            )
-            results.append(as_pil(result) if output_type == "pil" else result)
+        noise = noise_sources(generator, len(pictures), num_images_per_prompt)
+        self.check_conditions(timestep, noise)
+        prompts = self._prompts(prompt, prompt_embeds, len(pictures))
+        wanted = wanted_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        step_end = None if callback_on_step_end is None else partial(end_step, callback_on_step_end, wanted, self)
+        tiling: Tiling = {"tile": tile or self.default_tile, "tile_overlap": tile_overlap, "callback": callback}
+        decode, results = output_type != "latent", list[Tensor | Image.Image]()
+        for picture, size, dial, embeds, sources in zip(pictures, sizes, dials, prompts, noise, strict=True):
+            for source in sources:
+                (result,) = self.sweep(
+                    picture, size, [dial], timestep, embeds, source, color_fix, decode, step_end, **tiling
+                )
+                results.append(as_pil(result) if output_type == "pil" else result)
         images = as_output(results, output_type)
         self.maybe_free_model_hooks()
         return CTSRPipelineOutput(images=images) if return_dict else (images,)
@@ -628,6 +693,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         generator: torch.Generator | None = None,
         color_fix: ColorFix | None = None,
         decode: bool = True,
+        step_end: Callable[[int, Tensor], Tensor] | None = None,
         **tiling: Unpack[Tiling],
     ) -> Iterator[Tensor]:
         """One picture at several t, in their order: the four steps, of which the first two are done once.
@@ -638,6 +704,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             dials: at least one t in [0, 1], or map of it [h, w] of any size.
             timestep, prompt_embeds, generator, color_fix: as for `__call__`.
             decode: False gives the blended latents instead.
+            step_end: given the UNet's timestep and the blended latents, returns those to decode.
             tiling: as for `encode`.
 
         Yields:
@@ -655,6 +722,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
                 cells = (ends.z0.shape[-2], ends.z0.shape[-1])
                 dial = map_to_latents(dial, size, cells, self.vae_scale_factor).to(ends.z0.device)
             z = self.blend(ends, dial)
+            z = z if step_end is None else step_end(self.family.timesteps[0], z)
             ends = ends if left else Endpoints(z)  # frees them before the last decode
             # 4. Decode, crop, colours: [1, 3, H, W] in [0, 1]
             yield self.decode(z, size, image, fix, **tiling) if decode else z
@@ -705,13 +773,10 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
             raise ValueError(f"t must be one number or one a picture: got {len(dials)} for {count} pictures.")
         return dials if len(dials) == count else dials * count
 
-    def check_conditions(
-        self, timestep: int | None, prompt_embeds: Tensor | None, generator: torch.Generator | None
-    ) -> None:
+    def check_conditions(self, timestep: int | None, noise: list[list[Noise]]) -> None:
         """Raises ValueError with the remedy for what does not fit the checkpoint, before any network runs."""
         self._encoder_timesteps(timestep)
-        self._prompt(prompt_embeds, 1)
-        if self.family.needs_seed and generator is None:
+        if self.family.needs_seed and noise[0][0] is None:
             raise ValueError("This checkpoint starts from noise: pass generator=torch.Generator().manual_seed(seed).")
 
     def free_memory(self) -> None:
@@ -721,9 +786,10 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
     # --- inside ---------------------------------------------------------------------------------------------------
 
     @property
-    def _networks(self) -> tuple[ModelMixin, ...]:
-        """All that has weights of its own."""
-        return (self.vae, self.unet) if self.unet_variant is None else (self.vae, self.unet, self.unet_variant)
+    def _networks(self) -> list[nn.Module]:
+        """All that computes."""
+        parts = (self.vae, self.unet, self.unet_variant, self.text_encoder)
+        return [part for part in parts if isinstance(part, nn.Module)]
 
     def _as_variant(self, variant: str | None) -> AbstractContextManager[None]:
         """Inside, the UNet computes as this variant of it."""
@@ -741,19 +807,6 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin):
         if isinstance(self.vae, AutoencoderKL) and not isinstance(self.vae, TimeAwareAutoencoderKL):
             raise ValueError("timestep cannot be set for this checkpoint: its encoder knows none; leave it None.")
         return (timestep,)
-
-    def _prompt(self, prompt_embeds: Tensor | None, batch: int) -> Tensor | None:
-        """[batch, tokens, dim], or None for a UNet without cross-attention."""
-        width = networks.prompt_width(self.unet)
-        if width is None:
-            return None
-        if prompt_embeds is None:
-            if self.prompt_embeddings is None:
-                raise ValueError(f"This checkpoint holds no prompt: pass prompt_embeds, [1, tokens, {width}].")
-            return self.prompt_embeddings(batch)
-        if prompt_embeds.ndim != 3 or prompt_embeds.shape[0] not in (1, batch) or prompt_embeds.shape[2] != width:
-            raise ValueError(f"prompt_embeds must be [1, tokens, {width}], not {list(prompt_embeds.shape)}.")
-        return prompt_embeds.expand(batch, -1, -1)
 
 
 def as_batch(pictures: list[Tensor]) -> Tensor:

@@ -51,13 +51,27 @@ def fetch(
         CheckpointError: no such repository, or it cannot be reached.
     """
     library: Any = import_module("huggingface_hub")
-    files = ("config.json", *weight_files(variant, use_safetensors))
-    patterns = ["model_index.json", *(f"{component}/{file}" for component in components for file in files)]
+    patterns = ["model_index.json"]
+    patterns += [
+        f"{component}/{file}" for component in components for file in files_of(component, variant, use_safetensors)
+    ]
     try:
         return Path(library.snapshot_download(name, allow_patterns=patterns, **options))
     except (OSError, ValueError) as error:
         message = f"{name} is no folder here, and the hub does not give it ({first_line(error)})"
         raise CheckpointError(f"{message}: check the name, the connection and your token.") from error
+
+
+def files_of(component: str, variant: str | None, use_safetensors: bool) -> tuple[str, ...]:
+    """Names in a component's folder, as patterns: diffusers' weights, or what transformers reads of a text encoder."""
+    if component == "tokenizer":
+        return ("*.json", "merges.txt")
+    if component != "text_encoder":
+        return ("config.json", *weight_files(variant, use_safetensors))
+    dotted = f".{variant}" if variant else ""
+    stem, suffix = ("model", ".safetensors") if use_safetensors else ("pytorch_model", ".bin")
+    index = f"{stem}{suffix}.index{dotted}.json"
+    return ("config.json", f"{stem}{dotted}{suffix}", f"{stem}{dotted}-*-of-*{suffix}", index)
 
 
 def check_weights(folder: Path, components: Collection[str], variant: str | None, use_safetensors: bool) -> None:

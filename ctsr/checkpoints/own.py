@@ -4,9 +4,11 @@ The file holds the tensors of every component, and the configuration in its meta
 """
 
 import json
+import logging
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
@@ -33,6 +35,8 @@ from ..whole_file import whole_file
 from .formats import SINGLE_FILE, SINGLE_FILE_FORMAT, refusal
 from .inspect import INDEX, Contents, library, look
 
+logger = logging.getLogger(__name__)
+
 MINI_WEIGHTS = Path(__file__).parents[1] / "weights" / "ctsr-mini.safetensors"
 CLASSES: Mapping[str, type[ModelMixin]] = {
     cls.__name__: cls
@@ -50,6 +54,10 @@ CLASSES: Mapping[str, type[ModelMixin]] = {
 }
 """Imported here, also because diffusers finds the classes of a saved pipeline only in modules that are loaded."""
 COMPONENTS = ("vae", "unet", "unet_variant", "prompt_embeddings")
+TEXT_ENCODER = "text_encoder"
+TEXT_PARTS = (TEXT_ENCODER, "tokenizer")
+TEXT_CLASSES = ("CLIPTextModel", "CLIPTokenizer", "CLIPTokenizerFast")
+"""Of transformers, which a folder may name for `TEXT_PARTS`."""
 SETTINGS = ("family", "parameterization", "encoder_timesteps", "color_fix", "about", "time_aware_unet")
 # What building and filling a model raises when its configuration or weights do not fit.
 BROKEN = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError)
@@ -71,6 +79,8 @@ def save_single_file(pipeline: DiffusionPipeline, path: Path, dtype: torch.dtype
     """
     tensors: dict[str, Tensor] = {}
     components: dict[str, dict[str, Any]] = {}
+    if getattr(pipeline, TEXT_ENCODER) is not None:
+        logger.warning("The text encoder is left out of %s: a single file holds none; save_pretrained keeps it.", path)
     for name in COMPONENTS:
         model = cast("ModelMixin | None", getattr(pipeline, name))
         if model is None:
@@ -159,7 +169,7 @@ def load_single_file(
     return pipeline
 
 
-def move(model: ModelMixin, device: torch.device, dtype: torch.dtype) -> None:
+def move(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """By `nn.Module.to`: diffusers' own remarks that some layers should have stayed in fp32, and lists none."""
     nn.Module.to(model.eval(), device=device, dtype=dtype)
 
@@ -215,6 +225,9 @@ def load_folder(
         for name in COMPONENTS:
             if name not in given and has(entries, name):
                 parts[name] = load_component(path / name, entries[name][1], variant, use_safetensors)
+        for name in TEXT_PARTS:
+            if name not in given and has(entries, name):
+                parts[name] = load_text_part(path / name, entries[name][1], variant, use_safetensors)
         return cls(**parts)
     except (OSError, *BROKEN) as error:
         raise CheckpointError(f"{path} cannot be loaded ({first_line(error)}); fetch it again.") from error
@@ -235,3 +248,26 @@ def load_component(path: Path, class_name: str, variant: str | None, use_safeten
     # In fp32: newer releases of diffusers warn of `torch_dtype`, older ones know no other name.
     options: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors}
     return cast(ModelMixin, model.from_pretrained(path, low_cpu_mem_usage=False, **options))
+
+
+def load_text_part(path: Path, class_name: str, variant: str | None, use_safetensors: bool) -> Any:
+    """Text encoder, fp32, or tokenizer of a folder.
+
+    Raises:
+        CheckpointError: it is missing or of another kind, or transformers is not installed.
+    """
+    if not path.is_dir():  # transformers would take it for a name on its hub
+        raise CheckpointError(f"{path} is missing; fetch the whole folder again, or pass text_encoder=None.")
+    if class_name not in TEXT_CLASSES:
+        raise CheckpointError(
+            f"{path} is a {class_name}, which cannot be loaded: use one of {', '.join(TEXT_CLASSES)}."
+        )
+    try:
+        cls: Any = getattr(import_module("transformers"), class_name)
+    except ImportError as error:
+        raise CheckpointError(
+            f"{path} needs transformers: pip install 'ctsr[sd]', or pass text_encoder=None and tokenizer=None."
+        ) from error
+    if path.name != TEXT_ENCODER:
+        return cls.from_pretrained(path)
+    return cls.from_pretrained(path, variant=variant, use_safetensors=use_safetensors).float()

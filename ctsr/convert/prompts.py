@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, CTSRError
+from ..models.text import encode_text
 
 FOLDERS = ("tokenizer", "text_encoder")
 
 
-@torch.no_grad()
 def encode_prompts(folder: Path, prompts: Sequence[str]) -> Tensor:
     """CLIP's last hidden states, as Stable Diffusion 2.1 and OSEDiff use them.
 
@@ -46,8 +46,4 @@ def encode_prompts(folder: Path, prompts: Sequence[str]) -> Tensor:
         raise CheckpointError(message + " Fetch it again.") from error
     if keys["missing_keys"]:  # transformers leaves these at random
         raise CheckpointError(f"{folder} holds an incomplete text encoder; fetch it again.")
-    # SD 2.1 pads with "!", and its encoder sees the padding: no attention mask.
-    tokens = tokenizer(
-        list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
-    )
-    return encoder.float().eval()(tokens.input_ids).last_hidden_state
+    return encode_text(tokenizer, encoder.float().eval(), prompts, torch.device("cpu"))

@@ -62,5 +62,9 @@ def decode(vae: nn.Module, z: Tensor) -> Tensor:
 
 
 def prepared(module: nn.Module, x: Tensor) -> Tensor:
-    """`x` in the module's dtype, channels-last."""
-    return x.to(next(module.parameters()).dtype).contiguous(memory_format=torch.channels_last)
+    """`x` in the dtype that the module computes in, channels-last.
+
+    A model of diffusers knows it: with `enable_layerwise_casting` its weights are stored in another one.
+    """
+    dtype: torch.dtype = getattr(module, "dtype", None) or next(module.parameters()).dtype
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)

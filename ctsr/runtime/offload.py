@@ -117,6 +117,17 @@ class ExecutionMixin:
         for module in (self.unet, vae.encoder, vae.decoder):
             cast(Any, module).compile(**options)
 
+    def _turn_of(self, module: nn.Module) -> torch.device:
+        """Where a network computes, after all other offloaded ones have left the device.
+
+        diffusers' own order knows of no way back from the UNet to the autoencoder. A network stays until another one
+        needs the room, or until `maybe_free_model_hooks()`.
+        """
+        for hook in getattr(self, "_all_hooks", []):
+            if hook.model is not module:
+                hook.offload()
+        return self._device_of(module)
+
     def _device_of(self, module: nn.Module) -> torch.device:
         """Where a component computes: where it lies, or where the hooks of offloading will bring it."""
         return cast(Any, self)._execution_device if hasattr(module, "_hf_hook") else next(module.parameters()).device

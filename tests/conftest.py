@@ -2,8 +2,10 @@
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -17,6 +19,8 @@ from ctsr import (
     TimeAwareAutoencoderMini,
     TimeConditionedUNetMini,
 )
+from ctsr.assess.perceptual import ALEX_KERNELS, ALEX_WIDTHS
+from ctsr.assess.vgg import STAGES, VGG_FILE
 from tests.checkpoints import TINY_UNET, TINY_VAE, save_folder
 
 PROMPT_LENGTH = 77  # tokens
@@ -178,3 +182,27 @@ def sd21_folder(
 ) -> Path:
     """These two as a Stable Diffusion folder with a tiny text encoder; do not change it."""
     return save_folder(tmp_path_factory.mktemp("sd21") / "stable-diffusion-2-1-base", *sd21, text_encoder_folder)
+
+
+@pytest.fixture(scope="session")
+def perceptual_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of random weights in the layout that LPIPS and DISTS read."""
+    out, rng = tmp_path_factory.mktemp("vgg"), np.random.default_rng(0)
+    widths = [3, *(width for width, count in STAGES for _ in range(count))]
+    convs = {}
+    for number, (a, b) in enumerate(pairwise(widths)):
+        convs[f"conv{number}.weight"] = (rng.standard_normal((b, a, 3, 3)) * (2 / (9 * a)) ** 0.5).astype(np.float16)
+        convs[f"conv{number}.bias"] = np.zeros(b, np.float16)
+    np.savez(out / VGG_FILE, **convs)
+    alex = {}
+    for number, ((a, b), (size, *_)) in enumerate(zip(pairwise(ALEX_WIDTHS), ALEX_KERNELS, strict=True)):
+        alex[f"conv{number}.weight"] = (rng.standard_normal((b, a, size, size)) / (size * a**0.5)).astype(np.float16)
+        alex[f"conv{number}.bias"] = np.zeros(b, np.float16)
+    np.savez(out / "alexnet_imagenet_features.npz", **alex)
+    np.savez(
+        out / "lpips_alex_lin.npz", **{f"lin{k}": rng.random(width) / width for k, width in enumerate(ALEX_WIDTHS[1:])}
+    )
+    np.savez(out / "lpips_vgg_lin.npz", **{f"lin{k}": rng.random(width) / width for k, (width, _) in enumerate(STAGES)})
+    count = 3 + sum(width for width, _ in STAGES)
+    np.savez(out / "dists_alpha_beta.npz", alpha=rng.random((1, count, 1, 1)), beta=rng.random((1, count, 1, 1)))
+    return out

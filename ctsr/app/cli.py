@@ -219,6 +219,9 @@ def sweep_command(
     picture: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write into.")],
     t: Annotated[str, typer.Option("--t", help="Values of the dial with commas between.")] = "0,0.2,0.4,0.6,0.8,1",
+    features: Annotated[
+        Path | None, typer.Option("--features", metavar="DIR", help="Weights of LPIPS and DISTS, without pyiqa.")
+    ] = None,
     scale: ScaleOption = None,
     size: SizeOption = None,
     model: ModelOption = "mini",
@@ -258,6 +261,9 @@ def evaluate_command(
         list[Path] | None, typer.Option("--sr", metavar="DIR", help="Results of another method; may be repeated.")
     ] = None,
     t: Annotated[str, typer.Option("--t", help="Values of the dial with commas between.")] = "0,0.2,0.4,0.6,0.8,1",
+    features: Annotated[
+        Path | None, typer.Option("--features", metavar="DIR", help="Weights of LPIPS and DISTS, without pyiqa.")
+    ] = None,
     model: ModelOption = "mini",
     tile: TileOption = 0,
     color_fix: ColorFixOption = None,
@@ -268,8 +274,10 @@ def evaluate_command(
 
     Pictures belong together by their names without suffix; a result has its ground truth's size. Writes
     t_0.00/NAME.png and so on, scores.csv, per_picture.csv and perception_distortion.png, and prints the means. PSNR
-    and SSIM are of Y, no border cropped; NIQE, LPIPS, DISTS, MUSIQ, MANIQA, CLIPIQA and FID are pyiqa's, where it is
-    installed. The blend is scored if --t holds both 0 and 1. Files of an earlier run are replaced.
+    and SSIM are of Y, no border cropped; "pattern" is what lies at the same places of an 8x8 grid on all pictures, in
+    levels of 255 (of photographs about .1). LPIPS and DISTS take their weights from --features, if it is given; else
+    they, NIQE, MUSIQ, MANIQA, CLIPIQA and FID are pyiqa's, where it is installed. The blend is scored if --t holds both
+    0 and 1. Files of an earlier run are replaced.
     """
     console = Console(stderr=True)
     with report_errors(console):
@@ -284,7 +292,7 @@ def evaluate_command(
         options = make_options(0, None, None, tile, color_fix)
         loaded, others = make_model(model, precision, device), sr or []
         dials = sorted(parse_dials(t))
-        task = evaluate.Task(loaded, options, dials, evaluate.name_folders(others), output)
+        task = evaluate.Task(loaded, options, dials, evaluate.name_folders(others), output, features)
         evaluate.check_out(task, [lr, hr, *others])
         pairs = evaluate.find_pairs(lr, hr, others)
         run_evaluation(console, pairs, task)

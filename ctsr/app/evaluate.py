@@ -10,7 +10,7 @@ import csv
 import importlib
 import logging
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -27,6 +27,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..assess.pattern import FixedPattern
+from ..assess.perceptual import open_distances
 from ..errors import CheckpointError, CTSRError, ImageReadError, first_line
 from ..images.inputs import from_pil
 from ..images.picture import Picture
@@ -45,7 +47,9 @@ logger = logging.getLogger(__name__)
 _color: Any = skimage.color  # half of their types are unknown to pyright
 _metrics: Any = skimage.metrics
 
-PSNR, SSIM, FID = "PSNR-Y", "SSIM-Y", "FID"
+PSNR, SSIM, FID, PATTERN = "PSNR-Y", "SSIM-Y", "FID", "pattern"
+OF_SETS = (FID, PATTERN)
+"""Those of all pictures of a method at once."""
 PYIQA = {
     "NIQE": "niqe",
     "LPIPS": "lpips",
@@ -94,6 +98,7 @@ class Task:
         dials: values of t.
         others: names of the methods behind `Pair.others`.
         out: the folder for the pictures, t_<t>/<stem>.png.
+        features: folder of the weights of LPIPS and DISTS (`assess.perceptual`); None leaves them to pyiqa.
     """
 
     model: LazyPipeline
@@ -101,11 +106,12 @@ class Task:
     dials: Sequence[float]
     others: Sequence[str]
     out: Path
+    features: Path | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """Scores of one method's picture, by the metric's name; FID has none."""
+    """Scores of one method's picture, by the metric's name; those of sets are not among them."""
 
     picture: str
     method: Method
@@ -289,8 +295,14 @@ def score_luma(y: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]) -> di
     return {PSNR: float(psnr), SSIM: float(ssim)}
 
 
-def load_pyiqa(device: torch.device) -> dict[str, Any]:
-    """pyiqa's metrics by our names: called with [1, 3, H, W] tensors in [0, 1], FID with two folders.
+def load_metrics(features: Path | None, device: torch.device) -> dict[str, Any]:
+    """LPIPS and DISTS with the weights of a folder, where one is given, and the others of `load_pyiqa`."""
+    own = open_distances(features, device) if features else {}
+    return own | load_pyiqa({name: theirs for name, theirs in PYIQA.items() if name not in own}, device)
+
+
+def load_pyiqa(wanted: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+    """pyiqa's metrics by our names (`wanted`: ours and its own), called with [1, 3, H, W] in [0, 1], FID with folders.
 
     Those that cannot be had are left out with a warning, whatever is wrong with pyiqa, torchvision or the download of
     a metric's weights.
@@ -300,9 +312,9 @@ def load_pyiqa(device: torch.device) -> dict[str, Any]:
         pyiqa: Any = importlib.import_module("pyiqa")
     except Exception as error:
         reason = f'pyiqa cannot be imported ({first_line(error)}); pip install "ctsr[iqa]"'
-        logger.warning("%s are left out: %s.", ", ".join(PYIQA), reason)
+        logger.warning("%s are left out: %s.", ", ".join(wanted), reason)
         return metrics
-    for name, own_name in PYIQA.items():
+    for name, own_name in wanted.items():
         with optional(name, metrics), redirect_stdout(sys.stderr):
             metrics[name] = pyiqa.create_metric(own_name, device=device, as_loss=False)
     return metrics
@@ -323,7 +335,7 @@ class Scorer:
     """Scores pictures as they come.
 
     Args:
-        metrics: as `load_pyiqa` returns them; one that fails is taken out.
+        metrics: as `load_metrics` returns them; one that fails is taken out.
         device: where they run.
         folder: an empty one for what FID reads: "truth" and a number for each method.
     """
@@ -334,6 +346,7 @@ class Scorer:
         self.folder = folder
         self.rows: list[Row] = []
         self.folders: dict[Method, Path] = {}
+        self.patterns: dict[Method, FixedPattern] = defaultdict(FixedPattern)
 
     def add(self, name: str, truth: Image.Image, results: Mapping[Method, Image.Image]) -> None:
         """Scores all results for one picture, which must be of the truth's size."""
@@ -341,6 +354,7 @@ class Scorer:
         for method, result in results.items():
             values = {**score_luma(luma(result), y), **self.score_perception(result, truth)}
             self.rows.append(Row(name, method, values))
+            self.patterns[method].add(np.asarray(result))
             self.folders.setdefault(method, self.folder / str(len(self.folders)))
         if FID in self.metrics:
             self.save(name, self.folder / "truth", truth)
@@ -359,7 +373,7 @@ class Scorer:
         values: dict[str, float] = {}
         for name, metric in list(self.metrics.items()):
             if name != FID:
-                with optional(name, self.metrics), redirect_stdout(sys.stderr):
+                with optional(name, self.metrics), redirect_stdout(sys.stderr), torch.inference_mode():
                     values[name] = float(metric(x) if name in NO_REFERENCE else metric(x, y))
         return values
 
@@ -376,13 +390,14 @@ class Scorer:
     def scores(self) -> Scores:
         """What has been found so far, with the means over the pictures."""
         distances = self.distances()
-        lower_better = {name: bool(metric.lower_better) for name, metric in self.metrics.items()}
-        metrics = {PSNR: False, SSIM: False, **lower_better}
+        lower_better = {name: bool(getattr(metric, "lower_better", True)) for name, metric in self.metrics.items()}
+        metrics = {PSNR: False, SSIM: False, PATTERN: True, **lower_better}
         means: dict[Method, dict[str, float]] = {}
         for method in self.folders:
             rows = [row.values for row in self.rows if row.method == method]
+            of_set = {PATTERN: self.patterns[method].peak(), FID: distances.get(method, np.nan)}
             means[method] = {
-                name: distances[method] if name == FID else fmean(values[name] for values in rows) for name in metrics
+                name: of_set[name] if name in OF_SETS else fmean(row[name] for row in rows) for name in metrics
             }
         return Scores(metrics, self.rows, means)
 
@@ -400,7 +415,7 @@ def evaluate(pairs: Iterable[Pair], task: Task, callback: Progress | None = None
     if not task.model.pipeline.family.has_dial:
         logger.warning("This model has no dial: the picture is the same for every t.")
     with TemporaryDirectory(prefix="ctsr-") as folder:
-        scorer = Scorer(load_pyiqa(task.model.device), task.model.device, Path(folder))
+        scorer = Scorer(load_metrics(task.features, task.model.device), task.model.device, Path(folder))
         for pair in pairs:
             try:
                 low, truth = read_picture(pair.lr), read_picture(pair.hr)
@@ -420,7 +435,7 @@ def write_scores(scores: Scores, out: Path) -> list[Path]:
         ["name", "t", *scores.metrics],
         ([method.name, method.t, *values.values()] for method, values in scores.means.items()),
     )
-    per_picture, columns = out / "per_picture.csv", [name for name in scores.metrics if name != FID]
+    per_picture, columns = out / "per_picture.csv", [name for name in scores.metrics if name not in OF_SETS]
     write_csv(
         per_picture,
         ["picture", "name", "t", *columns],

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,6 @@ from training.data.pairs import Pairs
 from training.data.photos import is_held_back
 from training.engine.run import Run
 from training.engine.sources import Sample
-from training.losses.perceptual import VGG_FILE
-from training.losses.vgg import STAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,22 +34,6 @@ def fresh_process() -> Iterator[None]:
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
-
-
-@pytest.fixture(scope="session")
-def perceptual_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The three files that `VGGDistance` reads, of random weights in the real layout."""
-    out, rng = tmp_path_factory.mktemp("vgg"), np.random.default_rng(0)
-    widths = [3, *(width for width, count in STAGES for _ in range(count))]
-    convs = {}
-    for number, (a, b) in enumerate(pairwise(widths)):
-        convs[f"conv{number}.weight"] = (rng.standard_normal((b, a, 3, 3)) * (2 / (9 * a)) ** 0.5).astype(np.float16)
-        convs[f"conv{number}.bias"] = np.zeros(b, np.float16)
-    np.savez(out / VGG_FILE, **convs)
-    np.savez(out / "lpips_vgg_lin.npz", **{f"lin{k}": rng.random(width) / width for k, (width, _) in enumerate(STAGES)})
-    count = 3 + sum(width for width, _ in STAGES)
-    np.savez(out / "dists_alpha_beta.npz", alpha=rng.random((1, count, 1, 1)), beta=rng.random((1, count, 1, 1)))
-    return out
 
 
 def free_port() -> int:

@@ -21,11 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ctsr.assess.vgg import STAGES, open_vgg
 from ctsr.models.unet_mini import pixel_norm
 from training.engine.draws import Draws
 from training.engine.sources import Sample
 from training.engine.turn import Turn
-from training.losses.vgg import STAGES, open_vgg
 from training.model.one_step import enlarge
 
 DETAIL_GAIN = 5.0  # about what brings the detail that an enlargement lacks to unit size
@@ -116,7 +116,7 @@ class FeatureDiscriminator(nn.Module):
     Features come trained, so that the heads need an order fewer steps than a discriminator on pixels.
 
     Args:
-        path: VGG16 weights; see `training.losses.vgg.read_weights`.
+        path: VGG16 weights; see `ctsr.assess.vgg.read_weights`.
         width: channels of a head.
     """
 

@@ -6,22 +6,19 @@ DISTS from one pass of VGG16, with weights from a folder; "encoder" compares wha
 """
 
 import copy
-from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.losses.vgg import open_vgg
+from ctsr.assess.perceptual import dists_distance, lpips_level, read_heads, read_shares
+from ctsr.assess.vgg import VGG_FILE, open_vgg
 from training.model.one_step import OneStep
 
 PerceptualName = Literal["lpips", "vgg", "encoder", "none"]
-
-VGG_FILE = "vgg16_imagenet_features.npz"
 
 
 class Lpips(nn.Module):
@@ -90,12 +87,9 @@ class VGGDistance(nn.Module):
     def __init__(self, folder: Path):
         super().__init__()
         self.vgg = open_vgg(folder / VGG_FILE)
-        with np.load(folder / "lpips_vgg_lin.npz", allow_pickle=False) as archive:
-            heads = [torch.tensor(archive[f"lin{k}"].astype(np.float32)).reshape(1, -1, 1, 1) for k in range(5)]
-        with np.load(folder / "dists_alpha_beta.npz", allow_pickle=False) as archive:
-            shares = [torch.tensor(archive[name].astype(np.float32)).flatten() for name in ("alpha", "beta")]
+        heads = read_heads(folder / "lpips_vgg_lin.npz")
         self.heads = nn.ParameterList(nn.Parameter(head, requires_grad=False) for head in heads)
-        self.register_buffer("shares", torch.stack(shares) / torch.stack(shares).sum(), persistent=False)
+        self.register_buffer("shares", read_shares(folder), persistent=False)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean distance of [B, 3, H, W] pictures in [-1, 1], fp32 scalar."""
@@ -105,27 +99,6 @@ class VGGDistance(nn.Module):
             levels = [lpips_level(*pair, head) for pair, head in zip(pairs, self.heads, strict=True)]
             dists = dists_distance([((x + 1) / 2, (y + 1) / 2), *pairs], cast(Tensor, self.shares))
         return (torch.stack(levels).sum() + dists) / 2
-
-
-def lpips_level(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
-    """One level of LPIPS: squared difference of features [B, C, h, w] of unit length, weighed by channel; the mean."""
-    a, b = (F.normalize(feature.float(), dim=1) for feature in (a, b))
-    return (head * (a - b).square()).sum(1).mean()
-
-
-def dists_distance(pairs: Sequence[tuple[Tensor, Tensor]], shares: Tensor, floor: float = 1e-6) -> Tensor:
-    """1 - DISTS's similarity of features [B, C, h, w]: `shares` [2, all C] of means and of covariances."""
-    similarity, first = [], 0
-    for a, b in pairs:
-        a, b = a.float(), b.float()
-        alpha, beta = shares[:, first : first + a.shape[1]]
-        first += a.shape[1]
-        mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
-        variances = a.var((2, 3), correction=0) + b.var((2, 3), correction=0)
-        covariance = (a * b).mean((2, 3)) - mean_a * mean_b
-        similarity.append(alpha * (2 * mean_a * mean_b + floor) / (mean_a**2 + mean_b**2 + floor))
-        similarity.append(beta * (2 * covariance + floor) / (variances + floor))
-    return 1 - torch.cat(similarity, dim=1).sum(1).mean()
 
 
 class NoDistance(nn.Module):

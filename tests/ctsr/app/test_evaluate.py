@@ -241,6 +241,17 @@ def test_the_truth_itself_has_an_infinite_psnr(folders: Path, run: Run) -> None:
     assert (last["name"], float(last[PSNR]), float(last[SSIM])) == ("hr", math.inf, pytest.approx(1))
 
 
+def test_lpips_dists_and_the_pattern_need_no_pyiqa(folders: Path, run: Run, perceptual_weights: Path) -> None:
+    result = run("--t", "1", "--features", str(perceptual_weights))
+    rows = {row["name"]: row for row in table(folders / "out" / "scores.csv")}
+    assert all(float(row[name]) > 0 for row in rows.values() for name in ("LPIPS", "DISTS", "pattern"))
+    assert "Warning: NIQE, MUSIQ, MANIQA, CLIPIQA, FID are left out" in " ".join(result.stderr.split())
+    assert list(table(folders / "out" / "per_picture.csv")[0]) == ["picture", "name", "t", PSNR, SSIM, "LPIPS", "DISTS"]
+    refused = run("--t", "1", "--features", str(folders / "hr"))
+    assert refused.exit_code == 2
+    assert "give a folder with the weights of LPIPS and DISTS" in " ".join(refused.stderr.split())
+
+
 def test_metrics_of_pyiqa(folders: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in for pyiqa, which cannot be installed here: its documented interface, not its figures."""
     (folders / "modules").mkdir()
@@ -252,10 +263,10 @@ def test_metrics_of_pyiqa(folders: Path, run: Run, monkeypatch: pytest.MonkeyPat
     warnings = [line for line in result.stderr.splitlines() if line.startswith("Warning")]
     assert warnings == ["Warning: MUSIQ is left out: no weights to be had", "Warning: DISTS is left out: too small"]
     assert "Downloading" not in result.stdout
-    assert "Lower is better: NIQE, LPIPS, FID" in result.stdout
+    assert "Lower is better: pattern, NIQE, LPIPS, FID" in result.stdout
     scores, per_picture = table(folders / "out" / "scores.csv"), table(folders / "out" / "per_picture.csv")
     assert list(per_picture[0])[3:] == [PSNR, SSIM, "NIQE", "LPIPS", "MANIQA", "CLIPIQA"]
-    assert list(scores[0])[2:] == [PSNR, SSIM, "NIQE", "LPIPS", "MANIQA", "CLIPIQA", "FID"]
+    assert list(scores[0])[2:] == [PSNR, SSIM, "pattern", "NIQE", "LPIPS", "MANIQA", "CLIPIQA", "FID"]
     assert {row["FID"] for row in scores} == {"2.0"}
     for row in per_picture:
         made, truth = scored(folders, row) / 255, pixels(folders / "hr" / f"{row['picture']}.png") / 255

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ctsr.assess.perceptual import dists_distance
+from ctsr.assess.vgg import STAGES, TORCHVISION, VGG_FILE, VGGFeatures, read_weights
 from training.losses.adversarial import Adversarial, AdversarialTerm, FeatureDiscriminator
-from training.losses.perceptual import VGG_FILE, VGGDistance, dists_distance, perceptual_loss
-from training.losses.vgg import STAGES, TORCHVISION, VGGFeatures, read_weights
+from training.losses.perceptual import VGGDistance, perceptual_loss
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from ctsr import CTSRPipeline
+from ctsr.assess.vgg import VGG_FILE
 from ctsr.models.autoencoder_mini2 import TimeAwareAutoencoderMini2
 from training.data.datasets import mini2_data
 from training.data.pairs import held_back_pairs
 from training.data.photos import load_photos
 from training.engine.run import Run
-from training.losses.perceptual import VGG_FILE
 from training.model.one_step import DEFAULT_TIMESTEP, OneStep, open_pipeline
 from training.stages import fidelity, joint, osediff, stage1, stage2
 from training.stages.stage import RESULT, train, validate

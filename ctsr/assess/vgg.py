@@ -55,6 +55,8 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
     return weights
 
 
+VGG_FILE = "vgg16_imagenet_features.npz"
+"""Its name in a folder of perceptual weights."""
 REMEMBERED = 2  # pictures: a result and its ground truth
 
 

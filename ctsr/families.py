@@ -225,6 +225,11 @@ class Family:
         return len(self.timesteps)
 
     @property
+    def gain(self) -> float:
+        """Largest |b| of the passes: how much an error of the UNet's output grows in z0; 14.6 for noise at 999."""
+        return max(float(coefficients(self.parameterization, step)[1].abs()) for step in self.timesteps)
+
+    @property
     def has_dial(self) -> bool:
         """Whether t changes the picture."""
         return self.passes == 2 or self.output_groups == 3

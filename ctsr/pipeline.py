@@ -7,7 +7,7 @@ stands after the UNet, so a second t on the same picture costs a decode only.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -216,8 +216,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             CheckpointError: the file is missing, truncated, or not one of ours; the message says what to do.
         """
         place = torch.device(device)
-        dtypes = {name: hub.dtype_of(name, dtype, torch_dtype, place) for name in own.COMPONENTS}
-        return own.load_single_file(cls, Path(path), dtypes, place)
+        hub.dtype_of("unet", dtype, torch_dtype, place)  # refuses before it loads
+        return own.load_single_file(cls, Path(path))._placed(own.COMPONENTS, dtype, torch_dtype, place)
 
     def save_single_file(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
         """Writes everything into one safetensors file, by a temporary name and a rename.
@@ -253,7 +253,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             pretrained_model_name_or_path: the folder, or a name on the hub such as "user/model".
             torch_dtype, dtype: two spellings of one argument: a torch.dtype, or a dict of them by component with
                 "default". fp32 by default, as everywhere in Python and whatever the files hold, so that loading what
-                was saved gives the same bits. "auto" is bf16 where the device has it in hardware.
+                was saved gives the same bits. "auto" is bf16 where the device has it in hardware, but for UNets whose
+                error is amplified: see `precision.accurate_dtype`.
             device_map: one device, such as "cuda".
             variant: of the weight files, such as "fp16".
             use_safetensors: False reads pickled weights, and of these tensors alone.
@@ -270,7 +271,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             raise ValueError(f"from_pretrained takes no {sorted(unknown)[0]}: leave it out, or see its docstring.")
         device = hub.one_device(device_map)
         parts = (*own.COMPONENTS, own.TEXT_ENCODER)
-        dtypes = {name: hub.dtype_of(name, dtype, torch_dtype, device) for name in parts}
+        hub.dtype_of("unet", dtype, torch_dtype, device)  # refuses before it loads
         folder = Path(pretrained_model_name_or_path)
         if not folder.exists():
             place: hub.HubOptions = {
@@ -288,11 +289,18 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             raise refusal(contents)
         hub.check_weights(folder, set(own.COMPONENTS) - set(given), variant, use_safetensors)
         pipeline = own.load_folder(cls, folder, variant, use_safetensors, given)
-        for name in set(parts) - set(given):
-            if (component := getattr(pipeline, name)) is not None:
-                own.move(component, device, dtypes[name])
+        pipeline._placed(set(parts) - set(given), dtype, torch_dtype, device)
         cast(Any, pipeline).register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
         return pipeline
+
+    def _placed(
+        self, names: Iterable[str], dtype: hub.DTypeOption, torch_dtype: hub.DTypeOption, device: torch.device
+    ) -> Self:
+        """This pipeline, its components of these names on a device and in the dtypes asked for."""
+        for name in names:
+            if (component := getattr(self, name)) is not None:
+                own.move(component, device, hub.dtype_of(name, dtype, torch_dtype, device, self.family.gain))
+        return self
 
     @classmethod
     def from_pipe(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
@@ -320,7 +328,9 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         asked = dtype is not None or torch_dtype is not None
         for name, part in made.components.items():
             if isinstance(part, nn.Module):
-                target = hub.dtype_of(name, dtype, torch_dtype, made.device) if asked else before[name]
+                target = (
+                    hub.dtype_of(name, dtype, torch_dtype, made.device, made.family.gain) if asked else before[name]
+                )
                 nn.Module.to(part, dtype=target)
         return made
 

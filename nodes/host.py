@@ -154,6 +154,7 @@ def open_model(checkpoint: str, precision: str, attention: str) -> HostModel:
     """
     from ..ctsr.checkpoints.own import MINI_WEIGHTS, move
     from ..ctsr.load import load_pipeline
+    from ..ctsr.precision import accurate_dtype
     from ..ctsr.runtime.attention import use_attention
 
     check_choice("precision", precision, PRECISIONS)
@@ -162,6 +163,8 @@ def open_model(checkpoint: str, precision: str, attention: str) -> HostModel:
     unet_dtype, vae_dtype = choose_dtypes(precision, path or MINI_WEIGHTS)
     with torch.inference_mode(False):
         pipeline = load_pipeline(path or MINI_WEIGHTS, torch.float32)
+        if precision == "auto":
+            unet_dtype = accurate_dtype(unet_dtype, pipeline.family.gain, mm.get_torch_device())
         move(pipeline.vae, mm.vae_offload_device(), vae_dtype)
         move(pipeline.unet, mm.unet_offload_device(), unet_dtype)
         kind = use_attention((pipeline.unet, pipeline.vae), cast("Attention", attention), mm.get_torch_device())

@@ -391,11 +391,9 @@ def make_options(
 
 def make_model(name: str, precision: PrecisionName, device: DeviceName) -> LazyPipeline:
     """A model that is loaded at its first use; raises for one that is not there, and for what the device cannot do."""
-    from ..precision import choose_dtype
     from .lazy_pipeline import LazyPipeline
 
-    where = choose_device(device)
-    return LazyPipeline(name, choose_dtype(precision.value, where), where)
+    return LazyPipeline(name, precision.value, choose_device(device))
 
 
 def choose_device(device: DeviceName) -> torch.device:

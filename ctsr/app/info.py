@@ -9,7 +9,7 @@ from ..checkpoints.own import COMPONENTS
 from ..convert.convert import about_of
 from ..images.tensors import check_size, output_size
 from ..pipeline import CTSRPipeline
-from ..precision import Precision
+from ..precision import DTYPES, ERRORS, Precision
 from ..runtime.memory import BUFFER_BYTES
 from ..tiling import networks
 from ..tiling.networks import Network, Stage
@@ -49,11 +49,16 @@ def device_name(device: torch.device) -> str:
 
 def precision_reason(model: LazyPipeline, precision: Precision) -> str:
     """The precision taken and why."""
-    taken = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[model.dtype]
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    taken = names[model.dtype]
     if precision != "auto":
         return f"{taken} (as asked)"
     processor = "this GPU" if model.device.type == "cuda" else "this processor"
-    return f"{taken} (auto: {processor} has {'' if taken == 'bf16' else 'no '}bf16 in hardware)"
+    reason = f"{taken} (auto: {processor} has {'' if taken == 'bf16' else 'no '}bf16 in hardware)"
+    if (unet := names[model.pipeline.unet.dtype]) != taken:
+        gain = model.pipeline.family.gain
+        reason += f", the UNet {unet}: its errors grow {gain:.1f}-fold, in {taken} to {gain * ERRORS[model.dtype]:.2f}"
+    return reason
 
 
 def attention(pipe: CTSRPipeline) -> str:

@@ -12,6 +12,7 @@ from ..errors import CheckpointError
 from ..images.color_fix import ColorFix
 from ..load import load_pipeline
 from ..pipeline import CTSRPipeline
+from ..precision import Precision, choose_dtype
 from ..whole_file import digest
 from .options import Options
 
@@ -21,10 +22,11 @@ class LazyPipeline:
     """A pipeline that is loaded when the first picture needs it: a run in which none can be read loads nothing."""
 
     name: str
-    dtype: torch.dtype
+    precision: Precision
     device: torch.device
 
     def __post_init__(self) -> None:
+        self.dtype = choose_dtype(self.precision, self.device)
         if not self.path.exists():
             what = (
                 "The built-in model is missing from this installation" if self.name == "mini" else "There is no model"
@@ -40,11 +42,17 @@ class LazyPipeline:
     def pipeline(self) -> CTSRPipeline:
         """The pipeline; raises CheckpointError if it cannot be loaded."""
         try:
-            pipeline = load_pipeline(self.name, self.dtype, self.device)
+            pipeline = load_pipeline(self.name, "auto" if self.precision == "auto" else self.dtype, self.device)
         except OSError as error:
             raise CheckpointError(f"{self.path} cannot be read ({error.strerror or error}).") from error
         pipeline.set_attention_backend("auto")
         return pipeline
+
+    @property
+    def precision_name(self) -> str:
+        """What decides the bits of a result: bf16 by `auto` may leave the UNet in another dtype."""
+        name = str(self.dtype).removeprefix("torch.")
+        return f"auto, {name}" if self.precision == "auto" and self.dtype == torch.bfloat16 else name
 
     @property
     def files(self) -> list[Path]:
@@ -68,7 +76,7 @@ class LazyPipeline:
             **size,
             "tile": options.tile,
             "color_fix": self.color_fix(options),
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": self.precision_name,
             **{key: value for key, value in asked.items() if value},
         }
 

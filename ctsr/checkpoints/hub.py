@@ -12,7 +12,7 @@ from typing import Any, TypedDict, cast
 import torch
 
 from ..errors import CheckpointError, first_line
-from ..precision import choose_dtype
+from ..precision import accurate_dtype, choose_dtype
 
 STEM = "diffusion_pytorch_model"
 SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -105,8 +105,12 @@ def one_device(device_map: str | torch.device | Mapping[str, Any] | None) -> tor
         raise ValueError(f"device_map={device_map!r} is no device: name one, such as 'cuda' or 'cpu'.") from error
 
 
-def dtype_of(component: str, dtype: DTypeOption, torch_dtype: DTypeOption, device: torch.device) -> torch.dtype:
+def dtype_of(
+    component: str, dtype: DTypeOption, torch_dtype: DTypeOption, device: torch.device, gain: float = 1.0
+) -> torch.dtype:
     """dtype of a component by either spelling: one for all, "auto", or by component with "default"; fp32 for None.
+
+    `gain`: of the family, where "auto" shall heed how exact its UNet has to be.
 
     Raises:
         ValueError: both spellings at once, or something else than these.
@@ -118,7 +122,8 @@ def dtype_of(component: str, dtype: DTypeOption, torch_dtype: DTypeOption, devic
         by_component = cast("Mapping[str, Any]", asked)
         asked = by_component.get(component, by_component.get("default"))
     if asked == "auto":
-        return choose_dtype("auto", device)
+        chosen = choose_dtype("auto", device)
+        return chosen if component == "vae" else accurate_dtype(chosen, gain, device)
     if not (asked is None or isinstance(asked, torch.dtype)):
         raise ValueError(f"dtype must be a torch.dtype, 'auto', or a dict of them by component, not {asked!r}.")
     return asked or torch.float32

@@ -133,16 +133,12 @@ def arguments_of(model: ModelMixin) -> dict[str, Any]:
     return {key: value for key, value in dict(cast(Any, model).config).items() if not key.startswith("_")}
 
 
-def load_single_file(
-    cls: type[PipelineT], path: Path, dtypes: Mapping[str, torch.dtype], device: torch.device
-) -> PipelineT:
-    """The pipeline that `save_single_file` wrote, on `device`, channels-last.
+def load_single_file(cls: type[PipelineT], path: Path) -> PipelineT:
+    """The pipeline that `save_single_file` wrote, fp32, on the CPU.
 
     Args:
         cls: pipeline class to build.
         path: the file.
-        dtypes: of each of `COMPONENTS`.
-        device: where it will run.
 
     Raises:
         CheckpointError: missing, a git-lfs pointer, truncated, of another format, with tensors that do not fit, or with
@@ -157,16 +153,13 @@ def load_single_file(
             name: build(spec, {k: tensors[f"{name}.{k}"] for k in keys_of(tensors, name)})
             for name, spec in config["components"].items()
         }
-        pipeline = cls(**models, **config["settings"])
+        return cls(**models, **config["settings"])
     except ImportError as error:
         message = f"{path} keeps LoRA adapters, which need peft ({first_line(error)}): pip install 'ctsr[sd]'."
         raise CheckpointError(message) from error
     except BROKEN as error:
         message = f"{path} does not hold the model it describes ({first_line(error)}); fetch it again."
         raise CheckpointError(message) from error
-    for name, model in models.items():
-        move(model, device, dtypes[name])
-    return pipeline
 
 
 def move(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:

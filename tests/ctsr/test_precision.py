@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ctsr.precision import choose_dtype, cpu_has_bf16, in_fp32
+from ctsr.families import get_family
+from ctsr.load import load_pipeline
+from ctsr.precision import accurate_dtype, choose_dtype, cpu_has_bf16, in_fp32
 
 CPU = torch.device("cpu")
 
@@ -76,3 +78,36 @@ def test_memory_that_runs_out_on_the_way_to_fp32_leaves_the_module_as_it_was(mon
         pass
     assert all(value.dtype == torch.float16 for value in module.state_dict().values())
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("family", "gain", "gpu", "cpu"),
+    [
+        ("osediff", 14.61, torch.float16, torch.float32),
+        ("ctsr", 14.61, torch.float16, torch.float32),
+        ("pisa", 1.0, torch.bfloat16, torch.bfloat16),
+        ("tadsr", 1.0, torch.bfloat16, torch.bfloat16),
+    ],
+)
+def test_a_unet_whose_error_is_amplified_gets_a_dtype_that_is_accurate_enough(family, gain, gpu, cpu):
+    known = get_family(family)
+    assert known.gain == pytest.approx(gain, abs=0.01)
+    assert accurate_dtype(torch.bfloat16, known.gain, torch.device("cuda")) == gpu
+    assert accurate_dtype(torch.bfloat16, known.gain, CPU) == cpu
+    assert accurate_dtype(torch.float32, known.gain, CPU) == torch.float32
+    assert accurate_dtype(torch.float16, 20.0, torch.device("cuda")) == torch.float32
+
+
+def test_auto_loads_the_unet_so_that_rounding_moves_z0_by_less_than_three_hundredths(make_sd, tmp_path, monkeypatch):
+    monkeypatch.setattr("ctsr.precision.cpu_has_bf16", lambda: True)
+    make_sd("osediff").save_single_file(tmp_path / "sd.safetensors")
+    exact, auto, half = (
+        load_pipeline(tmp_path / "sd.safetensors", dtype) for dtype in (torch.float32, "auto", torch.bfloat16)
+    )
+    assert (auto.unet.dtype, auto.vae.dtype, half.unet.dtype) == (torch.float32, torch.bfloat16, torch.bfloat16)
+    z = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    ends = [pipeline.endpoints([z]).z0 for pipeline in (exact, auto, half)]
+    errors = [float((end - ends[0]).square().mean().sqrt() / ends[0].square().mean().sqrt()) for end in ends[1:]]
+    assert errors[0] < 1e-5 < errors[1]
+    make_sd("pisa").save_single_file(tmp_path / "pisa.safetensors")
+    assert load_pipeline(tmp_path / "pisa.safetensors", "auto").unet.dtype == torch.bfloat16

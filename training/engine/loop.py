@@ -87,6 +87,7 @@ def fit(run: Run, source: Source, turns: Sequence[Turn], validate: Callable[[], 
         log_with="tensorboard",
         project_dir=run.out,
     )
+    torch.set_float32_matmul_precision("high")  # TF32, for what computes in fp32 beside autocast
     run.out.mkdir(parents=True, exist_ok=True)
     accelerator.init_trackers("tensorboard")
     loop = Loop(run, source, turns, validate, accelerator)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ctsr.models.autoencoder_mini2 import TimeAwareAutoencoderMini2
+from ctsr.precision import is_accurate
 from training.model.lora import (
     ALPHA,
     RANK,
@@ -33,7 +34,8 @@ class Adapt:
         autoencoder_factor: of the learning rate, for an autoencoder that starts trained.
         rank, alpha: of LoRA; alpha / rank = 2 is what OSEDiff's checkpoints have, though it is not stored in them.
         checkpointing: recompute activations on the way back.
-        base_dtype: of frozen weights beside LoRA.
+        base_dtype: of frozen weights beside LoRA; but fp32 for a UNet whose error would be amplified too much in bf16,
+            as that of predicted noise at tau = 999 is.
         keep_lora: leave LoRA apart in the stage's file instead of merging it.
     """
 
@@ -91,7 +93,7 @@ def adapt_unet(model: OneStep, what: Adapt) -> list[Group]:
         return [{"params": list(unet.parameters())}]
     if what.unet == "frozen":
         return []
-    to_base_dtype(unet, what)
+    to_base_dtype(unet, what, model.family.gain)
     add_lora(unet, unet_targets(unet), what.rank, what.alpha)
     return [{"params": [*lora_parameters(unet), *train_conv_in(unet)], **AS_OSEDIFF}]
 
@@ -121,9 +123,9 @@ def adapt_autoencoder(model: OneStep, what: Adapt) -> list[Group]:
     return groups + autoencoder_groups(rest, what.autoencoder_factor)
 
 
-def to_base_dtype(module: nn.Module, what: Adapt) -> None:
-    """Frozen weights in the dtype asked for."""
-    if what.base_dtype == "bf16":
+def to_base_dtype(module: nn.Module, what: Adapt, gain: float = 0.0) -> None:
+    """Frozen weights in the dtype asked for, if results amplified `gain`-fold are accurate enough in it."""
+    if what.base_dtype == "bf16" and is_accurate(torch.bfloat16, gain):
         nn.Module.to(module, dtype=torch.bfloat16)
 
 

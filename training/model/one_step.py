@@ -17,6 +17,7 @@ from ctsr.models import forward
 from ctsr.models.autoencoder_mini2 import LATENT_CHANNELS, TimeAwareAutoencoderMini2
 from ctsr.models.lora import merge_lora
 from ctsr.models.unet_mini2 import TimeConditionedUNetMini2
+from ctsr.precision import is_accurate
 from training.data.degradation import SCALE
 from training.model.sd21 import load_base
 
@@ -102,12 +103,19 @@ class OneStep(nn.Module):
         """z_L, scaled: [B, 3, H, W] in [-1, 1] -> [B, C, H/f, W/f]; `timestep` of the encoder, None for the plain."""
         return self.scaling_factor * forward.encode(self.vae, x, timestep)
 
-    def predict(self, z: Tensor, timestep: Timestep, prompt: Tensor | None = None) -> Tensor:
-        """The UNet's output [B, groups * C, h, w] with the baked prompt, or another one [1 or B, L, D]."""
+    def predict(self, z: Tensor, timestep: Timestep, prompt: Tensor | None = None, accurately: bool = True) -> Tensor:
+        """The UNet's output [B, groups * C, h, w] with the baked prompt, or another one [1 or B, L, D].
+
+        Accurately means without autocast where bf16 would give z0 too large an error (`precision.is_accurate`): the
+        UNet is in fp32 then, on a GPU with TF32.
+        """
         embeds = self.prompt if prompt is None else prompt
         if embeds is not None:
             embeds = embeds.expand(z.shape[0], -1, -1)
-        return forward.predict(self.unet, z, timestep, embeds)
+        if not accurately or is_accurate(torch.bfloat16, self.family.gain):
+            return forward.predict(self.unet, z, timestep, embeds)
+        with torch.autocast(z.device.type, enabled=False):
+            return forward.predict(self.unet, z, timestep, embeds)
 
     def x0(self, z: Tensor, timestep: Timestep, prompt: Tensor | None = None) -> Tensor:
         """The UNet's estimate of the clean latent behind z at `timestep`, fp32: its first output group."""

@@ -64,7 +64,7 @@ class NoiseLoss(nn.Module):
             z = self.model.encode(batch["sharp"]).float()
         draws = Draws(batch["index"], self.seed)
         timestep, noise = draws.integers("timestep", 0, 999).to(z.device), draws.normal("noise", z)
-        predicted = self.model.predict(add_noise(z, noise, timestep), timestep).float()
+        predicted = self.model.predict(add_noise(z, noise, timestep), timestep, accurately=False).float()
         return {"loss": F.mse_loss(predicted, noise)}
 
 

@@ -49,8 +49,8 @@ class CTSRRecipe:
 def frozen(pipeline: CTSRPipeline, what: Adapt) -> OneStep:
     """A teacher: nothing of it learns, and its weights are in the dtype of a frozen base."""
     model = OneStep(pipeline).requires_grad_(False)
-    for module in (model.unet, model.vae):
-        to_base_dtype(module, what)
+    to_base_dtype(model.unet, what, model.family.gain)
+    to_base_dtype(model.vae, what)
     if what.checkpointing:
         recompute(model.unet)  # B_k's gradient runs through it
     return model

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
+from ctsr.families import get_family
 from training.model.adapt import SD21_ADAPT, Adapt, adapt, finish
 from training.model.lora import unet_targets, vae_targets
 from training.model.one_step import OneStep
@@ -100,11 +101,15 @@ def test_lora_of_the_unet_alone_and_of_the_encoder_alone(make_sd: Callable[..., 
 def test_the_frozen_base_is_in_the_dtype_asked_for_and_what_learns_in_fp32(
     make_sd: Callable[..., CTSRPipeline],
 ) -> None:
-    for dtype, expected in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+    half, full = torch.bfloat16, torch.float32
+    # Noise at tau = 999 is amplified too much for a UNet in bf16.
+    cases = [("bf16", "tadsr", (half, half)), ("fp32", "tadsr", (full, full)), ("bf16", "osediff", (full, half))]
+    for dtype, family, expected in cases:
         model = OneStep(make_sd("osediff"))
+        model.family = get_family(family)
         adapt(model, replace(SD21_ADAPT, base_dtype=dtype, time_layers=True))
-        for module in (model.unet, model.vae):
-            assert {p.dtype for p in module.parameters() if not p.requires_grad} == {expected}
+        for module, wanted in zip((model.unet, model.vae), expected, strict=True):
+            assert {p.dtype for p in module.parameters() if not p.requires_grad} == {wanted}
             assert {p.dtype for p in module.parameters() if p.requires_grad} == {torch.float32}
 
 
@@ -155,7 +160,7 @@ def test_at_the_end_all_is_fp32_and_nothing_of_lora_is_rounded_away(
     model, what = OneStep(make_sd("osediff")), replace(SD21_ADAPT, keep_lora=keep_lora)
     adapt(model, what)
     layer = model.unet.conv_out
-    base = layer.base_layer.weight.detach().float()
+    base = layer.base_layer.weight.detach().clone().float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if ".lora_B." in name:

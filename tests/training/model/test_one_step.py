@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ctsr import CheckpointError, CTSRPipeline
-from ctsr.families import blend, coefficients
+from ctsr.families import blend, coefficients, get_family
 from training.model.lora import add_lora, lora_parameters, unet_targets
 from training.model.one_step import OneStep, enlarge, open_pipeline
 
@@ -104,3 +104,19 @@ def test_adapters_that_a_stage_kept_are_merged(make_sd: Callable[..., CTSRPipeli
     opened, z, prompt = open_pipeline(tmp_path / "kept.safetensors"), torch.randn(1, 4, 8, 8), torch.randn(1, 4, 16)
     assert not lora_parameters(opened.unet)
     assert torch.allclose(opened.unet(z, 9, prompt).sample, kept.unet(z, 9, prompt).sample, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["osediff", "pisa"])
+def test_under_autocast_a_unet_whose_error_is_amplified_computes_in_fp32(
+    make_sd: Callable[..., CTSRPipeline], family: str
+) -> None:
+    model, z = OneStep(make_sd("osediff")), torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    model.family = get_family(family)
+    with torch.no_grad():
+        exact = model.x0(z, 999)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = model.x0(z, 999)
+            quick = model.predict(z, 999, accurately=False)
+    assert quick.dtype == torch.bfloat16
+    assert torch.equal(ours, exact) is (family == "osediff")
+    assert (ours - exact).square().mean().sqrt() < 0.03

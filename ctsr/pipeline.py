@@ -52,7 +52,9 @@ from .models.unet_mini import TimeConditionedUNetMini
 from .models.unet_mini2 import TimeConditionedUNetMini2
 from .runtime.noise import Noise, noise_sources
 from .runtime.offload import ExecutionMixin, check_tile
+from .runtime.plan import Plan, make_plan
 from .runtime.prompts import PromptMixin
+from .runtime.speed import speeds
 from .runtime.step_end import TENSOR_INPUTS, StepEnd, end_step, wanted_tensors
 from .runtime.user_lora import UserLoraMixin
 from .tiling import networks
@@ -64,6 +66,8 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_T = 0.5
 DEFAULT_SCALE = 4.0
+RESULT_BYTES = 12
+"""Of a result in memory, a pixel: three fp32 numbers."""
 REEXPORT = "from ctsr import CTSRPipeline\n"
 """pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
 
@@ -435,6 +439,45 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         h, w = -(-height // network.factor), -(-width // network.factor)
         side = networks.choose_tile(network, h, w, tile, device)
         return networks.predicted_memory(network, h, w, side, networks.work_memory(device), device)
+
+    def plan(
+        self,
+        sizes: Sequence[tuple[int, int]],
+        tile: int = 0,
+        keep: bool = True,
+        with_time: bool = True,
+    ) -> Plan:
+        """What a run will cost, before it: tiles, passes, memory against what is free, time, or why it is refused.
+
+        Args:
+            sizes: height and width of each result in pixels.
+            tile: as for `encode`.
+            keep: all results stay in memory until the end, as `__call__` returns them; False for those that are written
+                to files one by one.
+            with_time: estimate the time, from speeds that are measured once for a device (two seconds, in the user's
+                cache folder).
+
+        Raises:
+            ValueError: no size, an absurd one, or a tile that is too small.
+        """
+        if not sizes:
+            raise ValueError("sizes is empty: pass height and width of at least one result.")
+        for size in sizes:
+            check_size(*size)
+        check_tile(tile, None)
+        each = [self.network("encode"), self.network("unet"), self.network("decode")]
+        passes = (len(self.family.encoder_timesteps), self.family.passes, 1)
+        latents = cast(Any, self.vae).config["latent_channels"] / self.vae_scale_factor**2
+        return make_plan(
+            list(zip(each, passes, strict=True)),
+            sizes,
+            self.pad_multiple,
+            latents,
+            self._device_of(self.unet),
+            tile or self.default_tile,
+            RESULT_BYTES if keep else 0,
+            speeds(each) if with_time else None,
+        )
 
     # --- the four steps -------------------------------------------------------------------------------------------
 

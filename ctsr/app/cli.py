@@ -356,6 +356,43 @@ def info_command(
             typer.echo(f"{name:<{indent}}{value}")
 
 
+@app.command("plan")
+def plan_command(
+    inputs: Annotated[
+        list[Path] | None, typer.Argument(metavar="[IN...]", help="Pictures, and folders of pictures.")
+    ] = None,
+    frames: Annotated[
+        str | None, typer.Option("--frames", metavar="NxWxH", help="So many pictures of a size, such as 240x640x360.")
+    ] = None,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="All results stay in memory, as in Python and in a ComfyUI batch.")
+    ] = False,
+    scale: ScaleOption = None,
+    size: SizeOption = None,
+    model: ModelOption = "mini",
+    tile: TileOption = 0,
+    precision: PrecisionOption = PrecisionName.auto,
+    device: DeviceOption = DeviceName.auto,
+) -> None:
+    """Say what a run would take before it runs: tiles, passes, memory against what is free, time.
+
+    The first time on a device it measures for about two seconds how fast the model runs. Nothing is written but these
+    speeds, into the user's cache folder. The exit code is 1 for a run that memory cannot hold.
+    """
+    console = Console(stderr=True)
+    with report_errors(console):
+        from .forecast import result_sizes
+
+        options = make_options(0, scale, size, tile, None)
+        sizes = result_sizes(inputs or [], frames, options)
+        plan = make_model(model, precision, device).pipeline.plan(sizes, tile, keep=at_once)
+        indent = max(len(name) for name, _ in plan.rows()) + 2
+        for name, value in plan.rows():
+            typer.echo(f"{name:<{indent}}{value}")
+        code = int(plan.refusal is not None)
+    raise typer.Exit(code)
+
+
 app.command("compare")(compare_command)
 app.command("report")(report_command)
 

@@ -1,0 +1,79 @@
+"""Sizes of the results of a run, from the headers of its pictures, for `ctsr plan`."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from PIL import ExifTags, Image
+
+from ..errors import ImageReadError
+from ..images.read import read_picture
+from ..images.tensors import check_size, output_size
+from .options import Options
+from .plan import find_pictures
+
+TURNED = (5, 6, 7, 8)
+"""EXIF orientations that exchange height and width."""
+
+
+def result_sizes(inputs: Sequence[Path], frames: str | None, options: Options) -> list[tuple[int, int]]:
+    """Height and width of each result.
+
+    Args:
+        inputs: pictures, and folders that are searched with their subfolders.
+        frames: "NxWxH", so many pictures of a size.
+        options: scale or size, and checks.
+
+    Raises:
+        ValueError: nothing to plan, or a size that cannot be.
+        ImageReadError: a picture whose size cannot be read.
+    """
+    shapes = [shape for path in inputs for shape in shapes_of(path)]
+    if frames is not None:
+        shapes += parse_frames(frames)
+    if not shapes:
+        raise ValueError("Nothing to plan: name pictures or folders, or give --frames such as 240x640x360.")
+    sizes = [size_of_result(shape, options) for shape in shapes]
+    for size in sizes:
+        check_size(*size)
+    return sizes
+
+
+def shapes_of(path: Path) -> Iterator[tuple[int, int]]:
+    """Height and width of a picture, or of all in a folder that can be read."""
+    if not path.is_dir():
+        yield shape_of(path)
+        return
+    for picture in find_pictures(path, Path()):
+        try:
+            yield shape_of(picture)
+        except ImageReadError:
+            continue  # the run reports it and goes on
+
+
+def shape_of(path: Path) -> tuple[int, int]:
+    """Upright height and width, from the header where Pillow knows the format."""
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        picture = read_picture(path, keep_metadata=False)
+        return picture.height, picture.width
+    return (width, height) if turned else (height, width)
+
+
+def parse_frames(text: str) -> list[tuple[int, int]]:
+    """Sizes from "240x640x360"; raises ValueError."""
+    match = re.fullmatch(r"\s*(\d{1,7})\s*[xX×]\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text)
+    if match is None or not int(match[1]):
+        raise ValueError(f"--frames takes a count, a width and a height, such as 240x640x360, not {text!r}.")
+    return [(int(match[3]), int(match[2]))] * int(match[1])
+
+
+def size_of_result(shape: tuple[int, int], options: Options) -> tuple[int, int]:
+    """Height and width of the result of a picture of that height and width."""
+    if options.size is not None:
+        return options.size[1], options.size[0]
+    return output_size(torch.empty(1, 3, *shape, device="meta"), options.scale, None, None)

@@ -1,0 +1,167 @@
+"""How fast a device runs the networks: measured once in about two seconds, kept in the user's cache."""
+
+import contextlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ..tiling.networks import Network, Stage
+
+CPU_ATTENTION: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+FIRST_SIDE, LAST_SIDE = 64, 512
+"""Pixels of the result a side: where measuring begins, and the most."""
+ENOUGH = 0.25
+"""Seconds that a measured run should take: larger sides are tried until it does."""
+REPEATS = 3
+"""The fastest of these counts."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one network on one device.
+
+    Attributes:
+        network: what was measured.
+        rate: floating-point operations a second.
+    """
+
+    network: Network
+    rate: float
+
+    def seconds(self, height: int, width: int) -> float:
+        """Of one run over height x width latents."""
+        return operations(self.network, height, width) / self.rate
+
+
+def operations(network: Network, height: int, width: int) -> float:
+    """Floating-point operations of a network over height x width latents, counted without doing them.
+
+    Those of one without attention grow with the area; they are counted once, for a square.
+    """
+    if network.attends:
+        return count(Key(network), height, width)
+    side = FIRST_SIDE // network.factor
+    return count(Key(network), side, side) * (height * width) / side**2
+
+
+class Key:
+    """A network as a key of a cache: the same module in the same stage is the same network."""
+
+    def __init__(self, network: Network):
+        self.network = network
+
+    def __hash__(self) -> int:
+        return hash((id(self.network.module), self.network.stage))
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, Key) and other.network.module is self.network.module
+        return same and cast(Key, other).network.stage == self.network.stage
+
+
+@lru_cache(maxsize=64)
+def count(key: Key, height: int, width: int) -> float:
+    """Operations of one run, from fake tensors."""
+    network = key.network
+    counter = FlopCounterMode(display=False, custom_mapping={CPU_ATTENTION: attention_operations})
+    with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True), counter:
+        network.call(make_input(network, height, width))
+    return float(max(1, counter.get_total_flops()))
+
+
+def attention_operations(
+    query: torch.Size, key: torch.Size, value: torch.Size, *others: object, out_shape: object = None, **options: object
+) -> int:
+    """Operations of attention by the shapes that go in: torch counts them on a GPU alone."""
+    return sdpa_flop_count(query, key, value)
+
+
+def make_input(network: Network, height: int, width: int) -> torch.Tensor:
+    """Zeros that a network takes, on its device and in its precision."""
+    module: Any = network.module
+    channels = 3 if network.stage == "encode" else module.config.get("latent_channels") or module.config["in_channels"]
+    first = next(network.module.parameters())
+    size = (height * network.read_scale, width * network.read_scale)
+    return torch.zeros(1, channels, *size, dtype=first.dtype, device=first.device)
+
+
+@torch.no_grad()
+def measure(network: Network, clock: Callable[[], float] = time.perf_counter) -> Speed:
+    """Runs a network on zeros, over larger sides until it takes long enough to tell."""
+    side, best, device = FIRST_SIDE, 0.0, next(network.module.parameters()).device
+    while True:
+        cells = side // network.factor
+        x, times = make_input(network, cells, cells), list[float]()
+        for _ in range(REPEATS):
+            start = clock()
+            network.call(x)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times.append(clock() - start)
+            if times[-1] > 4 * ENOUGH:
+                break
+        best = min(times)
+        if best > ENOUGH / 2 or side >= LAST_SIDE:
+            return Speed(network, operations(network, cells, cells) / max(best, 1e-6))
+        side *= 2
+
+
+def speeds(each: list[Network]) -> dict[Stage, Speed]:
+    """Of all networks: from the cache where it has this device, these shapes and this precision, else measured."""
+    path, known = cache_file(), dict[str, float]()
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        known = {str(key): float(rate) for key, rate in stored.items() if float(rate) > 0}
+    found, new = dict[Stage, Speed](), False
+    for network in each:
+        key = describe(network)
+        if key not in known:
+            known[key], new = measure(network).rate, True
+        found[network.stage] = Speed(network, known[key])
+    if new:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.{os.getpid()}")
+            partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
+            partial.replace(path)
+    return found
+
+
+def describe(network: Network) -> str:
+    """What a speed depends on, in one line."""
+    first = next(network.module.parameters())
+    threads = f"{torch.get_num_threads()} threads" if first.device.type == "cpu" else ""
+    name = torch.cuda.get_device_name(first.device) if first.device.type == "cuda" else processor()
+    weights = sum(parameter.numel() for parameter in network.module.parameters())
+    kind = f"{type(network.module).__name__} {weights} {first.dtype}"
+    return " | ".join((network.stage, kind, name, threads, torch.__version__))
+
+
+def processor() -> str:
+    """Its name, as far as the system tells."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def cache_file() -> Path:
+    """Where speeds are kept: CTSR_CACHE, else the user's cache folder."""
+    if folder := os.environ.get("CTSR_CACHE"):
+        return Path(folder) / "speed.json"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home())) / "ctsr" / "speed.json"
+    if sys.platform == "darwin":
+        return Path.home() / "Library/Caches/ctsr/speed.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ctsr" / "speed.json"

@@ -32,6 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.memory import narrow
 from ctsr import CTSRPipeline, PromptEmbeddings
+from ctsr.models.building import make_fast
 from ctsr.tiling import networks
 from training.model.sd21 import SD21_UNET, SD21_VAE
 
@@ -117,7 +118,7 @@ def build(tiny: bool, dtype: torch.dtype, device: torch.device) -> tuple[dict[st
     embeds = torch.randn(1, 77, unet_shape["cross_attention_dim"])
     prompt = PromptEmbeddings.from_embeds(embeds)
     nn.Module.to(prompt, device, dtype)
-    ours = CTSRPipeline(copy.deepcopy(vae), copy.deepcopy(unet), prompt, family="osediff")
+    ours = CTSRPipeline(make_fast(copy.deepcopy(vae)), make_fast(copy.deepcopy(unet)), prompt, family="osediff")
     return stock, ours
 
 

@@ -21,6 +21,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL
+from ctsr.models.building import make_fast
 from ctsr.tiling import networks, tiles
 from training.model.sd21 import SD21_UNET, SD21_VAE
 
@@ -69,9 +70,8 @@ def build(shape: Shape, precision: str) -> CTSRPipeline:
     if shape is Shape.narrow:
         unet, vae = narrow(unet), narrow(vae)
     prompt = PromptEmbeddings.from_embeds(torch.zeros(1, 77, unet["cross_attention_dim"]))
-    return CTSRPipeline(
-        TimeAwareAutoencoderKL(**vae).eval(), UNet2DConditionModel(**unet).eval(), prompt, family="osediff"
-    )
+    modules = make_fast(TimeAwareAutoencoderKL(**vae).eval()), make_fast(UNet2DConditionModel(**unet).eval())
+    return CTSRPipeline(*modules, prompt, family="osediff")
 
 
 @app.command()

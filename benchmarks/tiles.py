@@ -19,6 +19,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from torch import Tensor
 
 from benchmarks.memory import narrow
+from ctsr.models.building import make_fast
 from ctsr.tiling import networks
 from ctsr.tiling.sd_vae import schedule
 from training.model.sd21 import SD21_VAE
@@ -64,8 +65,7 @@ def main(
 ) -> None:
     """Prints a line for every way."""
     torch.manual_seed(0)
-    vae = AutoencoderKL(**(narrow(SD21_VAE) if tiny else dict(SD21_VAE))).eval()
-    networks.settle(vae)
+    vae = make_fast(AutoencoderKL(**(narrow(SD21_VAE) if tiny else dict(SD21_VAE))).eval())
     network = networks.encoder(vae, None) if encoder else networks.decoder(vae)
     x = flat_and_textured(3, side) if encoder else flat_and_textured(4, side // 8)
     cells, pitch = tile // 8, tile // 8 * network.write_scale

@@ -60,7 +60,6 @@ from .runtime.user_lora import UserLoraMixin
 from .tiling import networks
 from .tiling.networks import Progress as Progress
 from .tiling.networks import Stage, Tiling
-from .tiling.sd_vae.doubling import double_by_phases
 
 logger = logging.getLogger(__name__)
 
@@ -182,10 +181,6 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         )
         if self.family.variants and unet_variant is None:
             raise ValueError(f"Family {family!r} runs its UNet in two variants: pass unet_variant.")
-        for component in self._networks:
-            networks.settle(component)
-        if vae is not None:
-            double_by_phases(vae)
 
     # --- loading and saving ---------------------------------------------------------------------------------------
 
@@ -378,12 +373,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         (Path(save_directory) / "pipeline.py").write_text(REEXPORT, encoding="utf-8")
         for component in self._networks:
-            nn.Module.to(component, memory_format=torch.contiguous_format)
-        try:
-            base.save_pretrained(save_directory, **options)
-        finally:
-            for component in self._networks:
-                networks.settle(component)
+            nn.Module.to(component, memory_format=torch.contiguous_format)  # until the next run
+        base.save_pretrained(save_directory, **options)
 
     # --- what the checkpoint is -----------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from ..errors import CheckpointError, CTSRError, first_line
 from ..models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from ..models.autoencoder_mini import TimeAwareAutoencoderMini
 from ..models.autoencoder_mini2 import TimeAwareAutoencoderMini2
-from ..models.building import unfilled
+from ..models.building import make_fast, unfilled
 from ..models.lora import add_lora, describe_lora
 from ..models.lora_variant import LoraVariant
 from ..models.prompt_embeddings import PromptEmbeddings
@@ -179,7 +179,7 @@ def build(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> ModelMixin:
     if "lora" in spec:
         add_lora(model, spec["lora"]["adapters"], spec["lora"]["rank"], spec["lora"]["alpha"])
     model.load_state_dict(state, strict=True)
-    return model
+    return make_fast(model)
 
 
 def read_single_file(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -240,7 +240,7 @@ def load_component(path: Path, class_name: str, variant: str | None, use_safeten
     model: Any = CLASSES[class_name]
     # In fp32: newer releases of diffusers warn of `torch_dtype`, older ones know no other name.
     options: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors}
-    return cast(ModelMixin, model.from_pretrained(path, low_cpu_mem_usage=False, **options))
+    return make_fast(cast(ModelMixin, model.from_pretrained(path, low_cpu_mem_usage=False, **options)))
 
 
 def load_text_part(path: Path, class_name: str, variant: str | None, use_safetensors: bool) -> Any:
@@ -263,4 +263,4 @@ def load_text_part(path: Path, class_name: str, variant: str | None, use_safeten
         ) from error
     if path.name != TEXT_ENCODER:
         return cls.from_pretrained(path)
-    return cls.from_pretrained(path, variant=variant, use_safetensors=use_safetensors).float()
+    return make_fast(cls.from_pretrained(path, variant=variant, use_safetensors=use_safetensors).float())

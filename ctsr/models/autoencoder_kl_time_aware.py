@@ -24,6 +24,8 @@ from diffusers.utils.accelerate_utils import apply_forward_hook  # pyright: igno
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
+from .doubling import double_by_phases
+
 __all__ = ["ModelMixin", "TimeAwareAutoencoderKL"]  # diffusers asks this module for the first when it loads a folder
 
 TIME_EMBED_DIM = 256
@@ -93,12 +95,12 @@ class TimeAwareEncoder(Encoder):
     def _run(self, function: Callable[..., Tensor], *args: nn.Module | Tensor) -> Tensor:
         """function(*args), its activations recomputed on the way back where gradient checkpointing is on."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return cast(Tensor, checkpoint(function, *args, use_reentrant=False))
+            return checkpoint(function, *args, use_reentrant=False)
         return function(*args)
 
 
 class TimeAwareAutoencoderKL(AutoencoderKL):
-    """`AutoencoderKL` whose encoder knows the timestep; the decoder is untouched.
+    """`AutoencoderKL` whose encoder knows the timestep; the decoder differs only in its arithmetic, see `doubling`.
 
     At SD size it has 24 tensors, 2,072,576 parameters, more: `encoder.time_embedding.linear_{1,2}` and `time_emb_proj`
     of every resnet of the encoder. Arguments are `AutoencoderKL`'s; down blocks must be `DownEncoderBlock2D`.
@@ -156,6 +158,7 @@ class TimeAwareAutoencoderKL(AutoencoderKL):
             **rest,
         )
         self.encoder = TimeAwareEncoder(out_channels=latent_channels, double_z=True, **shape)
+        double_by_phases(self)
 
     @classmethod
     def from_autoencoder_kl(cls, vae: AutoencoderKL) -> "TimeAwareAutoencoderKL":

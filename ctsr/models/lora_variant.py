@@ -17,6 +17,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config  # pyr
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from .building import settle
 from .lora import Pair, Pairs
 
 
@@ -77,6 +78,7 @@ class LoraVariant(ModelMixin, ConfigMixin):
         layers = cast("dict[str, nn.Module]", dict(cast(Any, network).named_modules()))
         if missing := [name for name in self.pairs() if name not in layers]:
             raise ValueError(f"This variant is of another network: {missing[0]} is not in it.")
+        settle(self)
         hooks = {name: self._hook(pair, device) for name, pair in self.pairs().items()}
         with ExitStack() as handles:
             for name, hook in hooks.items():

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..errors import CheckpointError, CTSRError, first_line
 from ..models.lora import lora_layers
-from ..tiling import networks
 
 logger = logging.getLogger(__name__)
 
@@ -70,8 +69,6 @@ class UserLoraMixin(LoraBaseMixin):
             remove(unet, set(adapters_of(unet)) - set(known), active)
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"This LoRA does not fit the UNet ({reason}): is it of another base?") from error
-        finally:
-            networks.settle(unet)
         self._from_users = adapters_of(unet)
 
     def unload_lora_weights(self) -> None:
@@ -79,7 +76,6 @@ class UserLoraMixin(LoraBaseMixin):
         if self._from_users:
             base: Any = super()
             base.unload_lora_weights()
-            networks.settle(self.unet)
             self._from_users = ()
 
     def set_adapters(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs has wider types

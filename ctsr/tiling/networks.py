@@ -10,7 +10,6 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import Any, Literal, Protocol, TypedDict, cast
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError
 from ..families import Timestep
 from ..models import forward
+from ..models.building import settle
 from ..precision import in_fp32
 from . import heap, tiles
 from .sd_vae import schedule
@@ -84,20 +84,6 @@ class Network:
     def in_fp32(self) -> "Network":
         """The same for when its module will be in fp32: it works in more memory."""
         return replace(self, bytes_per_pixel=self.bytes_per_pixel * 4 / self.module_dtype.itemsize)
-
-
-ALIGNMENT = 64
-"""Bytes; where torch's own allocator on the CPU puts tensors."""
-
-
-def settle(module: nn.Module) -> None:
-    """Weights channels-last and at aligned addresses, in place: bits of a picture depend on their values alone.
-
-    A folder is loaded as views into its file, at any address, and torch's CPU kernels round differently there.
-    """
-    for tensor in chain(module.parameters(), module.buffers()):
-        data = tensor.data.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor.data
-        tensor.data = data.clone() if data.device.type == "cpu" and data.data_ptr() % ALIGNMENT else data
 
 
 def cells_of(pixels: int | None, factor: int) -> int | None:
@@ -364,6 +350,7 @@ def run(
         TileMemoryError: memory ran out with the smallest tiles.
         CheckpointError: the result is not finite even in fp32.
     """
+    settle(network.module)
     cells, memory = tiles.cells(x, network.read_scale), work_memory(device)
     overlap = (DEFAULT_OVERLAP if tile_overlap is None else tile_overlap) // network.factor
     on_tile = None if callback is None else partial(callback, network.stage)

@@ -15,6 +15,7 @@ from ctsr.families import Endpoints, Family, Timestep, coefficients, get_family,
 from ctsr.load import load_pipeline
 from ctsr.models import forward
 from ctsr.models.autoencoder_mini2 import LATENT_CHANNELS, TimeAwareAutoencoderMini2
+from ctsr.models.building import make_fast
 from ctsr.models.lora import merge_lora
 from ctsr.models.unet_mini2 import TimeConditionedUNetMini2
 from ctsr.precision import is_accurate
@@ -41,8 +42,8 @@ def new_mini(family: str) -> CTSRPipeline:
     """A ctsr-mini 2 that has yet to be trained: it gives back the enlarged picture."""
     groups = get_family(family).output_groups
     return CTSRPipeline(
-        TimeAwareAutoencoderMini2(),
-        TimeConditionedUNetMini2(out_channels=groups * LATENT_CHANNELS),
+        make_fast(TimeAwareAutoencoderMini2()),
+        make_fast(TimeConditionedUNetMini2(out_channels=groups * LATENT_CHANNELS)),
         family=family,
         parameterization="residual",
         encoder_timesteps=[DEFAULT_TIMESTEP],

@@ -11,6 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL, get_family
 from ctsr.convert.prompts import encode_prompts
 from ctsr.convert.stable_diffusion import check_epsilon, read
+from ctsr.models.building import make_fast
 from training.model.unet_channels import widen_conv_out
 
 SD21_UNET: Mapping[str, Any] = MappingProxyType(
@@ -73,8 +74,8 @@ def load_base(folder: Path, family: str, prompt: str = "", time_aware: bool = Tr
     if known.output_groups > 1:
         widen_conv_out(unet, known.output_groups)
     return CTSRPipeline(
-        TimeAwareAutoencoderKL.from_autoencoder_kl(vae) if time_aware else vae,
-        unet,
+        make_fast(TimeAwareAutoencoderKL.from_autoencoder_kl(vae) if time_aware else vae),
+        make_fast(unet),
         PromptEmbeddings.from_embeds(embeds),
         family=family,
     )

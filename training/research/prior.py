@@ -17,6 +17,7 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr import CTSRPipeline, TimeConditionedUNetMini
+from ctsr.models.building import make_fast
 from training.data.datasets import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
 from training.engine.loop import Report
@@ -87,7 +88,7 @@ def build(recipe: Recipe) -> Stage:
     vae = open_pipeline(recipe.start).vae
     channels = vae.config["latent_channels"]
     unet = TimeConditionedUNetMini(in_channels=channels, out_channels=channels)
-    pipeline = CTSRPipeline(vae.requires_grad_(False), unet, family="osediff", parameterization="epsilon")
+    pipeline = CTSRPipeline(vae.requires_grad_(False), make_fast(unet), family="osediff", parameterization="epsilon")
     model, seed = OneStep(pipeline), recipe.run.seed
     return Stage(
         turns=[Turn("prior", NoiseLoss(model, seed), recipe.peak_rate)],

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline, TileMemoryError
 from ctsr.models import forward
+from ctsr.models.building import ALIGNMENT, settle
 from ctsr.tiling import heap, networks
 from ctsr.tiling.tiles import TILE_LADDER
 
@@ -162,9 +163,9 @@ def test_settled_weights_are_channels_last_aligned_and_the_same():
     values = [parameter.detach().clone() for parameter in conv.parameters()]
     shifted = torch.empty(8 * 4 * 9 + 1)[1:]
     conv.weight.data = shifted.view(8, 4, 3, 3).copy_(conv.weight.data)
-    networks.settle(conv)
+    settle(conv)
     assert conv.weight.is_contiguous(memory_format=torch.channels_last)
-    assert conv.weight.data_ptr() % networks.ALIGNMENT == 0
+    assert conv.weight.data_ptr() % ALIGNMENT == 0
     assert all(torch.equal(a, b) for a, b in zip(values, conv.parameters(), strict=True))
 
 

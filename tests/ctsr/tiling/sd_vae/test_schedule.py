@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.tiles import border_energy
 from ctsr import TimeAwareAutoencoderKL
+from ctsr.models.building import settle
 from ctsr.tiling import networks, tiles
 from ctsr.tiling.sd_vae import layer_by_layer, part_by_part, schedule, stages
 from ctsr.tiling.sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, reach, run_stages
@@ -316,7 +317,7 @@ def test_weights_that_offloading_brings_layer_by_layer(vae, latents, way):
     accelerate = pytest.importorskip("accelerate")
     offloaded = TimeAwareAutoencoderKL.from_config(vae.config)
     offloaded.load_state_dict(vae.state_dict())
-    networks.settle(offloaded.eval())
+    settle(offloaded.eval())
     memory = memory_for(networks.decoder(vae), way)
     expected = networks.run_tiled(networks.decoder(offloaded), latents, TILE, 0, None, CPU, memory)
     accelerate.cpu_offload(offloaded, CPU)

@@ -9,7 +9,7 @@ from diffusers.models.upsampling import Upsample2D
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ctsr.tiling.sd_vae.doubling import DoublingConv2d, double_by_phases, doubling
+from ctsr.models.doubling import DoublingConv2d, double_by_phases, doubling
 
 
 @pytest.mark.parametrize("bias", [True, False])

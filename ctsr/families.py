@@ -110,7 +110,7 @@ def check_dial(name: str, t: Dial) -> None:
     with suppress(TypeError):
         values = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
     if not bool(((values >= 0) & (values <= 1)).all()):
-        given = f"is {t}" if values.numel() == 1 else f"has values from {values.min():g} to {values.max():g}"
+        given = f"is {t!r}" if values.numel() == 1 else f"has values from {values.min():g} to {values.max():g}"
         raise ValueError(f"{name} {given}: give a number from 0 (most realistic) to 1 (most faithful).")
 
 

@@ -130,7 +130,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         family: name in `families.FAMILIES`.
         parameterization: overrides the family's.
         encoder_timesteps: overrides the family's tau_e, one for each encode.
-        color_fix: what `__call__` does when it is not told: "none", "wavelet" or "adain".
+        color_fix: what `__call__` does when it is not told: "none", "wavelet", "adain" or "lab".
         unet_variant: what makes the UNet its other variant, for families with two (PiSA-SR).
         time_aware_unet: the UNet is told the encoder's timestep instead of the family's own.
         about: what a person should know of a converted checkpoint, by name: source, licence and the like.
@@ -556,7 +556,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             latents: [B, C, h, w].
             size: height and width to crop to; all of it by default.
             reference: picture of any size [B, 3, h, w] in [0, 1] that the colour fix takes colours from.
-            color_fix: "none", "wavelet" or "adain"; needs `reference`.
+            color_fix: "none", "wavelet", "adain" or "lab"; needs `reference`.
             tiling: as for `encode`.
 
         Returns:
@@ -688,7 +688,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
                 total memory, and does not tile when the picture fits. UNets with attention are tiled beyond 768x768.
             tile_overlap: output pixels that tiles share, for networks that normalise over space (128 by default, never
                 more than half a tile); others compute theirs.
-            color_fix: "none", "wavelet" or "adain"; the checkpoint's own by default.
+            color_fix: "none", "wavelet", "adain" or "lab"; the checkpoint's own by default.
             prompt_embeds: [1, tokens, dim] instead of the baked ones, or [B, tokens, dim], one a picture.
             generator: for families that start from noise; every picture starts from its present state. Or a list, one a
                 result.

@@ -4,22 +4,27 @@ The host checks values of widgets when a prompt is queued, but not those that ar
 versions, no combos: so every node checks again.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+HDR = ["refuse", "clamp", "tone-map"]
+KNEE = 0.8
+"""Brightest channel of a pixel that a tone-mapped picture leaves as it is."""
+
 
 def check_number(name: str, value: float, low: float, high: float) -> None:
     """Raises ValueError for a value outside [low, high] or not a number."""
     if not (is_number(value) and low <= value <= high):
-        raise ValueError(f"{name} is {value}: give a number from {low} to {high}.")
+        raise ValueError(f"{name} is {value!r}: give a number from {low} to {high}.")
 
 
 def whole(name: str, value: float, low: int, high: int) -> int:
     """`value` as a whole number, as 100.0 over a link is; raises ValueError for another or one outside [low, high]."""
     if not (is_number(value) and low <= value <= high and value == int(value)):
-        raise ValueError(f"{name} is {value}: give a whole number from {low} to {high}.")
+        raise ValueError(f"{name} is {value!r}: give a whole number from {low} to {high}.")
     return int(value)
 
 
@@ -35,28 +40,43 @@ def check_choice(name: str, value: str, choices: Sequence[str], remedy: str = ""
         raise ValueError(f"{name} is {value!r}: choose one of {', '.join(choices)}{other}.")
 
 
-def split_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
+def split_image(image: Tensor, hdr: str = "refuse") -> tuple[Tensor, Tensor | None]:
     """Colours and alpha of an IMAGE.
 
     Args:
         image: [B, h, w, C] in about [0, 1]; 1 channel is grey, 3 are RGB, 4 RGBA.
+        hdr: one of `HDR`, what becomes of values far beyond 1.
 
     Returns:
-        RGB [B, 3, h, w] and alpha [B, 1, h, w] in [0, 1] or None; where `image` is fp32, both are views of it.
+        RGB [B, 3, h, w] and alpha [B, 1, h, w] in [0, 1] or None; where `image` is fp32 in range, both are views of it.
 
     Raises:
         ValueError: an empty image, another shape, or values that are no picture's.
     """
+    check_choice("hdr", hdr, HDR)
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"image has shape {list(image.shape)}: connect an IMAGE with 1, 3 or 4 channels.")
     if 0 in image.shape:
         raise ValueError(f"image is empty (shape {list(image.shape)}): connect one with pixels.")
     pixels = image.movedim(-1, 1).float()
     low, high = (float(value) for value in pixels.aminmax())
-    if not (low >= -0.5 and high <= 1.5):  # NaN fails too; a little outside is a resampler's overshoot
-        raise ValueError(f"image holds values from {low:.3g} to {high:.3g}: connect one with values from 0 to 1.")
+    is_usual = low >= -0.5 and high <= 1.5  # NaN fails too; a little outside is a resampler's overshoot
+    if not is_usual and (hdr == "refuse" or not (math.isfinite(low) and math.isfinite(high))):
+        raise ValueError(
+            f"image holds values from {low:.3g} to {high:.3g}: connect one with values from 0 to 1, or set hdr to "
+            "clamp or tone-map for a picture with highlights beyond 1."
+        )
     rgb = pixels.expand(-1, 3, -1, -1) if pixels.shape[1] == 1 else pixels[:, :3]
+    if not is_usual:
+        rgb = tone_map(rgb) if hdr == "tone-map" else rgb.clamp(0, 1)
     return rgb, pixels[:, 3:].clamp(0, 1) if pixels.shape[1] == 4 else None
+
+
+def tone_map(rgb: Tensor) -> Tensor:
+    """Highlights [B, 3, h, w] drawn into [0, 1], with their hue: up to `KNEE` as it is, then ever more slowly to 1."""
+    peak = rgb.amax(dim=1, keepdim=True)
+    drawn = KNEE + (1 - KNEE) * (1 - torch.exp((KNEE - peak) / (1 - KNEE)))
+    return (rgb * torch.where(peak > KNEE, drawn / peak.clamp(min=KNEE), 1)).clamp(0, 1)
 
 
 def check_samples(samples: Tensor, channels: int, alignment: int = 1) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import host
 from .checks import check_choice, whole
-from .inputs import COLOR_FIXES, LARGEST_TILE, color_fix_input, tile_input
+from .inputs import COLOR_FIXES, LARGEST_TILE, color_fix_input, schema, tile_input
 from .latents import receive, turn
 from .plan import check_batch
 from .progress import Work, working
@@ -25,10 +25,10 @@ class TiledVAEDecode(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="TiledVAEDecode",
             display_name="Tiled VAE Decode (CTSR)",
-            category="CTSR",
+            search_aliases=["vae decode tiled", "seamless tiles", "color fix"],
             description="Decodes a latent in tiles that leave no seams, crops it to exactly the size asked for and "
             "fixes its colours.",
             inputs=[

@@ -6,11 +6,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import check_number, split_image, whole
-from .inputs import LARGEST_SCALE, LARGEST_SIDE, LARGEST_TILE, SMALLEST_SCALE, model_input, scale_input, tile_input
+from .checks import split_image, whole
+from .inputs import LARGEST_TILE, even_input, hdr_input, model_input, scale_input, schema, tile_input
 from .latents import make_latent
 from .plan import check_graph
 from .progress import Work, working
+from .target import LARGEST_SIDE, Target
 from .values import Origin
 
 DEFAULT_TIMESTEP = -1
@@ -24,10 +25,10 @@ class TimeAwareEncode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         side = f"in pixels, up to {LARGEST_SIDE}; 0 follows the other side, or the scale where both are 0."
-        return io.Schema(
+        return schema(
             node_id="TimeAwareEncode",
             display_name="Time-Aware Encode (CTSR)",
-            category="CTSR",
+            search_aliases=["super resolution", "time-aware encode", "enlarge", "vae encode"],
             description="Enlarges pictures and encodes them with the checkpoint's time-aware encoder.",
             inputs=[
                 model_input(),
@@ -52,6 +53,8 @@ class TimeAwareEncode(io.ComfyNode):
                     tooltip="Of the start noise, for checkpoints that have one (OFTSR); others ignore it.",
                 ),
                 tile_input(),
+                even_input(),
+                hdr_input(),
             ],
             outputs=[io.Latent.Output(display_name="latent", tooltip="For OneStepSRUNet.")],
         )
@@ -67,38 +70,22 @@ class TimeAwareEncode(io.ComfyNode):
         timestep: int,
         seed: int,
         tile: int,
+        even_sides: str = "batches",
+        hdr: str = "refuse",
     ) -> io.NodeOutput:
         timestep = whole("timestep", timestep, DEFAULT_TIMESTEP, LAST_TIMESTEP)
         seed = whole("seed", seed, 0, LARGEST_SEED)
         tile = whole("tile", tile, 0, LARGEST_TILE)
-        rgb, alpha = split_image(image)
-        size = target_size(rgb, scale, whole("width", width, 0, LARGEST_SIDE), whole("height", height, 0, LARGEST_SIDE))
+        rgb, alpha = split_image(image, hdr)
+        by = "width and height" if width or height else "scale"
+        target = Target(by, scale, width, height, even_sides=even_sides)
+        size = target.size(rgb.shape[-2], rgb.shape[-1], len(rgb))
         own = None if timestep == DEFAULT_TIMESTEP else timestep
         check_graph(model, len(rgb), size)
         with working(len(rgb), ["encode"]) as work:
             samples, origin = encode(model, rgb, alpha, size, own, seed, tile, work)
             work.result = f"for {size[1]}x{size[0]}"
             return io.NodeOutput(make_latent(samples, origin))
-
-
-def target_size(rgb: Tensor, scale: float, width: int, height: int) -> tuple[int, int]:
-    """Height and width of the result: as asked, by one side and the picture's proportions, or by the scale.
-
-    Raises:
-        ValueError: an empty or absurd size, or one that does not fit into memory.
-    """
-    from ..ctsr.images.tensors import check_size, output_size
-    from ..ctsr.runtime.memory import check_room
-
-    check_number("scale", scale, SMALLEST_SCALE, LARGEST_SCALE)
-    h, w = rgb.shape[-2:]
-    if width or height:
-        size = (height or max(1, round(h * width / w)), width or max(1, round(w * height / h)))
-    else:
-        size = output_size(rgb, scale, None, None)
-    check_size(*size)
-    check_room(*size, rgb.device)
-    return size
 
 
 def encode(

@@ -9,10 +9,20 @@ from .sweep import CTSRSweep
 from .tradeoff import TradeoffT
 from .unet import OneStepSRUNet
 from .upscale import CTSRUpscale
+from .video import CTSRUpscaleVideo
 
 
 class CTSRExtension(ComfyExtension):
-    """Five nodes of a graph, one for beginners, one to compare."""
+    """Five nodes of a graph, one for beginners, one for videos, one to compare."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadCTSR, TimeAwareEncode, OneStepSRUNet, TradeoffT, TiledVAEDecode, CTSRUpscale, CTSRSweep]
+        return [
+            LoadCTSR,
+            TimeAwareEncode,
+            OneStepSRUNet,
+            TradeoffT,
+            TiledVAEDecode,
+            CTSRUpscale,
+            CTSRUpscaleVideo,
+            CTSRSweep,
+        ]

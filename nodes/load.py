@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from . import host
 from .checkpoints import BUILT_IN, choices, fingerprint
-from .inputs import Model
+from .inputs import Model, schema
 
 
 class LoadCTSR(io.ComfyNode):
@@ -12,10 +12,10 @@ class LoadCTSR(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="LoadCTSR",
             display_name="Load CTSR",
-            category="CTSR",
+            search_aliases=["load checkpoint", "super resolution model", "upscale model"],
             description="Loads a super-resolution checkpoint: the built-in ctsr-mini, or one in models/ctsr.",
             inputs=[
                 io.Combo.Input(

@@ -11,15 +11,19 @@ LATENTS_IN_A_GRAPH = 5
 
 
 def check_batch(count: int, size: tuple[int, int], kept: float = 0) -> None:
-    """Raises ValueError for a batch of results that memory cannot hold beside one picture at work.
+    """Raises ValueError for results that memory cannot hold beside one picture at work.
 
     Args:
         count: of results.
         size: height and width of each.
         kept: further bytes a picture that stay in memory with it.
     """
-    from ..ctsr.runtime.memory import BUFFER_BYTES, BUFFER_SHARE
+    from ..ctsr.runtime.memory import BUFFER_BYTES, BUFFER_SHARE, check_room
     from ..ctsr.tiling.tiles import total_memory
+
+    check_room(*size, host.intermediate_device())
+    if count == 1:
+        return
 
     height, width = size
     pixels = height * width

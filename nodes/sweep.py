@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from . import host
 from .checks import check_choice, whole
 from .decode import decode, describe, model_of
-from .inputs import COLOR_FIXES, LARGEST_TILE, Ends, color_fix_input, tile_input
+from .inputs import COLOR_FIXES, LARGEST_TILE, Ends, color_fix_input, schema, tile_input
 from .plan import check_batch
 from .progress import working
 from .values import HostEndpoints
@@ -21,10 +21,10 @@ class CTSRSweep(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CTSRSweep",
             display_name="CTSR Sweep",
-            category="CTSR",
+            search_aliases=["compare t", "realism fidelity", "grid", "xy plot"],
             description="Decodes the same endpoints at several values of t, from 0 (most realistic) to 1 (most "
             "faithful), to find the one you like.",
             inputs=[

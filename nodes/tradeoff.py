@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
 from .checks import check_mask, whole
-from .inputs import Ends, dial_input
+from .inputs import Ends, dial_input, schema
 from .latents import make_latent, turn_back
 from .masks import dial_map, is_placeholder
 from .progress import working
@@ -21,10 +23,10 @@ class TradeoffT(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="TradeoffT",
-            display_name="Tradeoff t (CTSR)",
-            category="CTSR",
+            display_name="Tradeoff t, Realistic to Faithful (CTSR)",
+            search_aliases=["realism", "fidelity", "faithful", "realistic", "dial", "t"],
             description="The dial between realism and fidelity, for the whole picture, or with another value inside a "
             "mask. Only this node and what follows it run again when t changes.",
             inputs=[
@@ -62,8 +64,9 @@ class TradeoffT(io.ComfyNode):
         with working(count) as work:
             if endpoints.ends.delta is None:
                 work.warn(f"{origin.model_id} has no dial, or none at a timestep set by hand: t changes nothing.")
-            is_masked = mask is not None and not is_placeholder(mask)
-            dials = masked(endpoints, mask, t, t_inside, feather).split(1) if is_masked else [float(t)]
+            dials: Sequence[float | Tensor] = [float(t)]
+            if mask is not None and not is_placeholder(mask):
+                dials = masked(endpoints, mask, t, t_inside, feather).split(1)
             z = host.Batch(count)
             for i in range(count):
                 dial = dials[i % len(dials)]  # one for all, or one a picture

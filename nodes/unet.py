@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import host
 from .checks import whole
-from .inputs import LARGEST_TILE, Ends, model_input, tile_input
+from .inputs import LARGEST_TILE, Ends, model_input, schema, tile_input
 from .latents import receive
 from .progress import Work, working
 from .values import HostEndpoints, Origin
@@ -21,10 +21,10 @@ class OneStepSRUNet(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="OneStepSRUNet",
             display_name="One-Step SR UNet (CTSR)",
-            category="CTSR",
+            search_aliases=["super resolution", "restore", "one-step diffusion", "sampler"],
             description="Restores the latent in one step, and gives both ends of the dial: moving it later costs no "
             "further pass.",
             inputs=[

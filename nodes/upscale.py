@@ -6,15 +6,31 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import split_image
+from .checks import check_choice, check_number, split_image, whole
 from .decode import decode, describe
-from .encode import encode, target_size
-from .inputs import dial_input, model_input, scale_input
+from .encode import encode
+from .inputs import (
+    COLOR_FIXES,
+    LARGEST_TILE,
+    color_fix_input,
+    dial_input,
+    even_input,
+    hdr_input,
+    model_input,
+    scale_input,
+    schema,
+    steady_input,
+    target_inputs,
+    tile_input,
+)
 from .plan import check_batch
 from .progress import Work, working
+from .steady import Steadier
+from .target import Target
 from .unet import restore
 
 STAGES = ["encode", "unet", "decode"]
+MOST_STEADY = 0.95
 
 
 class CTSRUpscale(io.ComfyNode):
@@ -22,10 +38,19 @@ class CTSRUpscale(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return schema(
             node_id="CTSRUpscale",
-            display_name="CTSR Upscale",
-            category="CTSR",
+            display_name="Upscale & Restore (CTSR Super Resolution)",
+            search_aliases=[
+                "super resolution",
+                "restore",
+                "enlarge",
+                "faithful",
+                "realistic",
+                "enhance",
+                "upscaler",
+                "diffusion upscale",
+            ],
             description="Enlarges pictures in one step, with a dial between realism and fidelity. Tiles, colours and "
             "precision are chosen for you; the other CTSR nodes show them all.",
             inputs=[
@@ -33,42 +58,80 @@ class CTSRUpscale(io.ComfyNode):
                 dial_input(),
                 scale_input(),
                 model_input(optional=True),
+                *target_inputs(),
+                tile_input(came_later=True),
+                color_fix_input(came_later=True),
+                even_input(),
+                steady_input(0.0),
+                hdr_input(),
             ],
-            outputs=[io.Image.Output(display_name="image", tooltip="Exactly scale × the input.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="Exactly of the size asked for.")],
         )
 
     @classmethod
-    def execute(cls, image: Tensor, t: float, scale: float, model: host.HostModel | None = None) -> io.NodeOutput:
-        from ..ctsr.families import check_dial
-
-        check_dial("t", t)
-        rgb, alpha = split_image(image)
-        size = target_size(rgb, scale, 0, 0)
+    def execute(
+        cls,
+        image: Tensor,
+        t: float,
+        scale: float,
+        model: host.HostModel | None = None,
+        target: str = "scale",
+        width: int = 0,
+        height: int = 0,
+        side: int = 2048,
+        megapixels: float = 4.0,
+        most_megapixels: float = 0.0,
+        tile: int = 0,
+        color_fix: str = "wavelet",
+        even_sides: str = "batches",
+        steady: float = 0.0,
+        hdr: str = "refuse",
+    ) -> io.NodeOutput:
+        rgb, alpha = split_image(image, hdr)
+        goal = Target(target, scale, width, height, side, megapixels, most_megapixels, even_sides)
+        size = goal.size(rgb.shape[-2], rgb.shape[-1], len(rgb))
         check_batch(len(rgb), size)
-        model = model or host.built_in()
+        upscaler = Upscaler(model or host.built_in(), size, t, tile, color_fix, steady)
         images = host.Batch(len(rgb))
         with working(len(rgb), STAGES) as work:
             for i in range(len(rgb)):
                 its_alpha = None if alpha is None else alpha[i : i + 1]
-                images.add(upscale(model, rgb[i : i + 1], its_alpha, size, t, work, i))
+                images.add(upscaler(rgb[i : i + 1], its_alpha, work, i))
             work.result = describe(images.result())
-            return io.NodeOutput(images.result())
+        return io.NodeOutput(images.result())
 
 
-def upscale(
-    model: host.HostModel,
-    rgb: Tensor,
-    alpha: Tensor | None,
-    size: tuple[int, int],
-    t: float,
-    work: Work,
-    number: int,
-) -> Tensor:
-    """IMAGE [1, H, W, 3 or 4] of one picture [1, 3, h, w]: the steps of the other nodes."""
-    from ..ctsr.families import blend
+class Upscaler:
+    """The steps of the other nodes, picture by picture.
 
-    samples, origin = encode(model, rgb, alpha, size, None, 0, 0, work, number)
-    ends = restore(model, samples, origin, 0, work, number)
-    z = blend(ends.ends, t) / ends.scaling_factor
-    del samples, ends  # a gigabyte at 8K
-    return decode(model, z, origin, 0, model.pipeline.config["color_fix"], work, number)
+    Args:
+        model: whose networks are used.
+        size: height and width of the results.
+        t, tile, color_fix, steady: as the node has them.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    def __init__(
+        self, model: host.HostModel, size: tuple[int, int], t: float, tile: int, color_fix: str, steady: float
+    ):
+        from ..ctsr.families import check_dial
+
+        check_dial("t", t)
+        check_choice("color_fix", color_fix, COLOR_FIXES)
+        check_number("steady", steady, 0, MOST_STEADY)
+        self.model, self.size, self.t, self.color_fix = model, size, t, color_fix
+        self.tile = whole("tile", tile, 0, LARGEST_TILE)
+        self.steadier = Steadier(steady, size, model.pipeline.vae_scale_factor)
+
+    def __call__(self, rgb: Tensor, alpha: Tensor | None, work: Work, number: int) -> Tensor:
+        """IMAGE [1, H, W, 3 or 4] of one picture [1, 3, h, w] in [0, 1], number `number` of the work."""
+        from ..ctsr.families import blend
+
+        samples, origin = encode(self.model, rgb, alpha, self.size, None, 0, self.tile, work, number)
+        ends = restore(self.model, samples, origin, self.tile, work, number)
+        z, seen = self.steadier(blend(ends.ends, self.t) / ends.scaling_factor, rgb.float())
+        del samples, ends  # a gigabyte at 8K
+        origin = origin.seeing(seen)
+        return decode(self.model, z, origin, self.tile, self.color_fix, work, number)

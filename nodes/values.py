@@ -35,6 +35,10 @@ class Origin:
     second: Tensor | None = None
     turn: int = 0
 
+    def seeing(self, reference: Tensor) -> Origin:
+        """The same with other pictures to take colours from."""
+        return replace(self, reference=reference)
+
     def row(self, number: int) -> Origin:
         """That of one picture of the batch."""
 
@@ -62,6 +66,6 @@ class HostEndpoints:
 
     def row(self, number: int) -> HostEndpoints:
         """That of one picture of the batch."""
-        ends = self.ends
-        rows = [None if x is None else x[number : number + 1] for x in (ends.z0, ends.delta, ends.kappa)]
-        return replace(self, ends=type(ends)(*rows), origin=self.origin.row(number))
+        z0, delta, kappa = self.ends.z0, self.ends.delta, self.ends.kappa
+        rows = (None if x is None else x[number : number + 1] for x in (delta, kappa))
+        return replace(self, ends=type(self.ends)(z0[number : number + 1], *rows), origin=self.origin.row(number))

@@ -81,6 +81,7 @@ class ColorFixName(str, Enum):
     none = "none"
     wavelet = "wavelet"
     adain = "adain"
+    lab = "lab"
 
 
 ScaleOption = Annotated[float | None, typer.Option(help="Side of the result / side of the picture.  [default: 4]")]

@@ -1,8 +1,8 @@
 """Give a restored picture the colours of its low-resolution source, from the whole picture at once.
 
-The two fixes that StableSR introduced (arXiv 2305.07015) and OSEDiff uses, rewritten from their description. Both see
-the whole picture, so the result does not depend on tiling. Pictures are [B, C, H, W] fp32 in about [0, 1]; the result
-is a new tensor and may leave [0, 1] slightly: clamp once, at the end.
+Two fixes that StableSR introduced (arXiv 2305.07015) and OSEDiff uses, rewritten from their description, and one that
+leaves lightness as it is restored. All see the whole picture, so the result does not depend on tiling. Pictures are
+[B, C, H, W] fp32 in about [0, 1]; the result is a new tensor and may leave [0, 1] slightly: clamp once, at the end.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-ColorFix = Literal["none", "wavelet", "adain"]
+ColorFix = Literal["none", "wavelet", "adain", "lab"]
 
 LEVELS = 5
 EPSILON = 1e-5
@@ -83,6 +83,65 @@ def adain(sr: Tensor, reference: Tensor) -> Tensor:
     return (sr - mean).mul_(reference_std / std).add_(reference_mean)
 
 
+def lab(sr: Tensor, reference: Tensor) -> Tensor:
+    """`sr` with the low frequencies of its colour, in CIELAB, from the reference, and its own lightness.
+
+    Unlike `wavelet` it leaves contrast over wide areas as the network restored it; of lightness the reference gives the
+    mean alone.
+
+    Args:
+        sr: restored picture, [B, 3, H, W] fp32 in [0, 1].
+        reference: the source at the same size, same shape and range.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    check_shapes(sr, reference)
+    out = torch.empty_like(sr)
+    for picture, source, result in zip(sr, reference, out, strict=True):
+        own, other = to_lab(picture), to_lab(source)
+        own[0] += other[0].mean() - own[0].mean()
+        for channel in (1, 2):
+            own[channel] += low_pass(other[channel] - own[channel])
+        result.copy_(from_lab(own))
+    return out
+
+
+XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
+"""Of linear sRGB, a row each (IEC 61966-2-1); the sum of a row is the white point D65."""
+BEND = 6 / 29
+"""Where CIELAB's cube root goes over into a line."""
+
+
+def to_lab(picture: Tensor) -> Tensor:
+    """CIELAB of sRGB [3, H, W] in [0, 1]: L in [0, 100], then a and b."""
+    rgb = picture.clamp(0, 1)
+    linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    xyz = mix(white_is_one(picture), linear).clamp(min=0)
+    x, y, z = torch.where(xyz > BEND**3, xyz ** (1 / 3), xyz / (3 * BEND**2) + 4 / 29)
+    return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+def from_lab(x: Tensor) -> Tensor:
+    """sRGB [3, H, W] of CIELAB; colours outside of sRGB are clamped to [0, 1]."""
+    y = (x[0] + 16) / 116
+    roots = torch.stack([y + x[1] / 500, y, y - x[2] / 200])
+    xyz = torch.where(roots > BEND, roots**3, 3 * BEND**2 * (roots - 4 / 29))
+    linear = mix(white_is_one(x).inverse(), xyz).clamp(0, 1)
+    return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+
+
+def white_is_one(like: Tensor) -> Tensor:
+    """The matrix from linear sRGB to XYZ relative to white, [3, 3]."""
+    matrix = torch.tensor(XYZ, dtype=like.dtype, device=like.device)
+    return matrix / matrix.sum(dim=1, keepdim=True)
+
+
+def mix(matrix: Tensor, planes: Tensor) -> Tensor:
+    """`matrix` [3, 3] times every pixel of [3, H, W]."""
+    return (matrix @ planes.flatten(1)).view_as(planes)
+
+
 def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every channel of [B, C, H, W], each [B, C, 1, 1]."""
     correction = min(1, x.shape[-2] * x.shape[-1] - 1)  # the unbiased variance of one pixel would be 0/0
@@ -105,14 +164,14 @@ def check_color_fix(name: str) -> None:
         raise ValueError(f"There is no color_fix {name!r}: choose one of {', '.join(get_args(ColorFix))}.")
 
 
-COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"wavelet": wavelet, "adain": adain}
+COLOR_FIXES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"wavelet": wavelet, "adain": adain, "lab": lab}
 
 
 def apply_color_fix(name: ColorFix, sr: Tensor, reference: Tensor) -> Tensor:
     """`sr` with the colours of `reference` by the named fix; "none" returns `sr` itself.
 
     Args:
-        name: "none", "wavelet" or "adain".
+        name: "none", "wavelet", "adain" or "lab".
         sr: restored picture, [B, C, H, W] fp32 in [0, 1].
         reference: the source at the same size, same shape and range.
 

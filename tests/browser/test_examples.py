@@ -16,7 +16,7 @@ pytestmark = pytest.mark.browser
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.json"))
 RELEASED = sorted((ROOT / "tests" / "nodes" / "workflows").glob("*/*.json"))
-PICTURES = [path for path in EXAMPLES if path.stem != "video_frames"]
+PICTURES = [path for path in EXAMPLES if path.stem != "Upscale a video"]
 LARGE = [4 * side for side in SIZE]
 
 
@@ -78,7 +78,7 @@ def test_a_workflow_of_an_earlier_release_keeps_its_values_and_runs(browser: Bro
 
 
 def test_a_dropped_video_is_enlarged_with_its_sound_and_speed(browser: Browser, server: ComfyServer):
-    path = ROOT / "examples" / "video_frames.json"
+    path = ROOT / "examples" / "Upscale a video.json"
     drop(browser, path)
     run = browser.run()
     assert run.ending == "execution_success"
@@ -91,7 +91,7 @@ def test_a_dropped_video_is_enlarged_with_its_sound_and_speed(browser: Browser, 
 
 
 def test_moving_the_dial_decodes_again_and_nothing_before_it(browser: Browser):
-    path = ROOT / "examples" / "upscale_x4.json"
+    path = ROOT / "examples" / "Upscale step by step.json"
     drop(browser, path)
     assert browser.run().ending == "execution_success"
     (before,) = results(browser)
@@ -106,7 +106,7 @@ def test_moving_the_dial_decodes_again_and_nothing_before_it(browser: Browser):
 
 
 def test_a_mask_of_other_proportions_is_explained_in_a_dialog(browser: Browser):
-    path = ROOT / "examples" / "dial_with_mask.json"
+    path = ROOT / "examples" / "Keep a face faithful with a mask.json"
     drop(browser, path)
     browser.add("SolidMask", {"width": 320, "height": 64})
     browser.connect([("SolidMask", "MASK", "TradeoffT", "mask")])
@@ -121,7 +121,7 @@ def test_a_mask_of_other_proportions_is_explained_in_a_dialog(browser: Browser):
 
 def test_the_blueprint_is_listed_and_runs_where_it_is_placed(browser: Browser):
     (blueprint,) = (ROOT / "subgraphs").glob("*.json")
-    drop(browser, ROOT / "examples" / "one_node.json")
+    drop(browser, ROOT / "examples" / "Upscale in one node.json")
     graph = browser.place(blueprint.stem)
     assert graph.missing == []
     browser.connect([("LoadImage", "IMAGE", blueprint.stem, "image"), (blueprint.stem, "image", "SaveImage", "images")])

@@ -19,8 +19,8 @@ def first_words(page: Path) -> str:
 
 
 def test_the_info_button_shows_a_nodes_help_page(browser: Browser):
-    workflow = (ROOT / "examples" / "one_node.json").read_text(encoding="utf-8")
-    browser.drop("one_node.json", workflow)
+    workflow = (ROOT / "examples" / "Upscale in one node.json").read_text(encoding="utf-8")
+    browser.drop("Upscale in one node.json", workflow)
     (page,) = (ROOT / "web" / "docs").glob("CTSRUpscale.md")
     assert first_words(page) in browser.help("CTSRUpscale")
 

@@ -1,7 +1,7 @@
 """A video with sound, run by the host's Python, which has PyAV.
 
-python video.py write PATH WIDTH HEIGHT     four frames at 8 a second, half a second of a tone
-python video.py read PATH                   prints what a video holds, as JSON
+python video.py write PATH WIDTH HEIGHT [FRAMES]    four or so frames at 8 a second, and a tone of their length
+python video.py read PATH                           prints what a video holds, as JSON
 """
 
 import json
@@ -14,17 +14,17 @@ import numpy as np
 FRAMES, FPS, RATE = 4, 8, 8000
 
 
-def write(path: str, width: int, height: int) -> None:
+def write(path: str, width: int, height: int, frames: int = FRAMES) -> None:
     """Grey frames that become lighter, and a tone."""
     with av.open(path, "w") as container:
         pictures = container.add_stream("h264", rate=FPS)
         pictures.width, pictures.height, pictures.pix_fmt = width, height, "yuv420p"
         sound = container.add_stream("aac", rate=RATE, layout="mono")
-        for i in range(FRAMES):
-            pixels = np.full((height, width, 3), 30 * i, np.uint8)
+        for i in range(frames):
+            pixels = np.full((height, width, 3), 30 * i % 256, np.uint8)
             container.mux(pictures.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(pictures.encode())
-        tone = np.sin(np.arange(RATE * FRAMES // FPS) / 4, dtype=np.float32)[None]
+        tone = np.sin(np.arange(RATE * frames // FPS) / 4, dtype=np.float32)[None]
         samples = av.AudioFrame.from_ndarray(tone, format="fltp", layout="mono")
         samples.rate, samples.time_base = RATE, Fraction(1, RATE)
         container.mux(sound.encode(samples))
@@ -38,7 +38,8 @@ def read(path: str) -> dict[str, float]:
         rate, size = float(pictures.average_rate), (pictures.width, pictures.height)
         frames = sum(1 for _ in container.decode(pictures))
     with av.open(path) as container:
-        seconds = sum(frame.samples / frame.sample_rate for frame in container.decode(audio=0))
+        sound = container.decode(audio=0) if container.streams.audio else ()
+        seconds = sum(frame.samples / frame.sample_rate for frame in sound)
     return {"frames": frames, "fps": rate, "width": size[0], "height": size[1], "seconds": seconds}
 
 

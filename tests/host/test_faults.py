@@ -20,6 +20,7 @@ from tests.host.graphs import (
     picture_of,
     put,
     refusal,
+    saved,
     succeed,
 )
 
@@ -35,6 +36,7 @@ def assert_explains(message: str, *words: str) -> None:
 
 VALUES = [
     (five, "dial.t", math.nan, ("t is nan", "from 0 (most realistic) to 1 (most faithful)")),
+    (five, "dial.t", "0.5", ("t is '0.5'", "from 0 (most realistic) to 1 (most faithful)")),
     (five, "dial.t", 9, ("t is 9", "from 0 (most realistic) to 1 (most faithful)")),
     (five, "dial.t", -0.1, ("t is -0.1", "from 0 (most realistic) to 1 (most faithful)")),
     (five, "dial.t_inside", math.nan, ("t_inside is nan", "from 0 (most realistic) to 1 (most faithful)")),
@@ -289,3 +291,15 @@ def test_latent_changed_before_the_unet(server):
     )
     prompt["unet"]["inputs"]["latent"] = ["change", 0]
     assert Image.open(picture_of(server, succeed(server, prompt))).size == (320, 192)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+@pytest.mark.parametrize("graph", [five, one])
+def test_a_whole_number_may_be_connected_to_the_dial(server, graph, value):
+    prompt, source = graph(), "dial" if graph is five else "upscale"
+    end = "decode" if graph is five else "upscale"
+    prompt[source]["inputs"]["t"] = value
+    (typed,) = saved(server, prompt, [end, 0])
+    prompt["whole"] = node("PrimitiveInt", value=value)
+    prompt[source]["inputs"]["t"] = ["whole", 0]
+    np.testing.assert_array_equal(saved(server, prompt, [end, 0])[0], typed)

@@ -1,6 +1,11 @@
 """What the host knows of the pack, and what starting with it costs."""
 
+import json
+import os
+
 import pytest
+
+from tests.nodes.schemas import CURRENT
 
 NODES = {
     "LoadCTSR": ["CTSR_MODEL", "VAE"],
@@ -9,6 +14,7 @@ NODES = {
     "TradeoffT": ["LATENT"],
     "TiledVAEDecode": ["IMAGE"],
     "CTSRUpscale": ["IMAGE"],
+    "CTSRUpscaleVideo": ["VIDEO"],
     "CTSRSweep": ["IMAGE", "IMAGE"],
 }
 
@@ -25,10 +31,24 @@ def test_the_pack_brings_these_nodes_and_no_others(server):
     assert {name for name, info in known.items() if info["python_module"] == module} == set(NODES)
 
 
+def test_the_kept_description_is_the_hosts(server):
+    found = {name: server.get(f"/object_info/{name}")[name] for name in NODES}
+    found["LoadCTSR"]["input"]["required"]["checkpoint"][1]["options"] = ["ctsr-mini (built-in)"]
+    for info in found.values():
+        info["python_module"] = "custom_nodes.CTSR"
+    if os.environ.get("WRITE_OBJECT_INFO") == "1":
+        CURRENT.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    kept = json.loads(CURRENT.read_text(encoding="utf-8"))
+    assert list(kept) == list(found)
+    for name, info in found.items():
+        # Newer hosts tell more of a node than older ones, and nothing else.
+        assert {key: info[key] for key in kept[name]} == kept[name]
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_node_is_described(server, name):
     info = server.get(f"/object_info/{name}")[name]
-    assert info["category"] == "CTSR"
+    assert info["category"] == "image/upscaling/CTSR"
     assert info["output"] == NODES[name]
     assert info["display_name"]
     assert info["description"]
@@ -41,7 +61,8 @@ def test_node_is_described(server, name):
 @pytest.mark.parametrize(("name", "key"), [("TradeoffT", "t"), ("TradeoffT", "t_inside"), ("CTSRUpscale", "t")])
 def test_the_dial_is_a_slider_that_names_its_ends(server, name, key):
     kind, spec = server.get(f"/object_info/{name}")[name]["input"]["required"][key]
-    assert (kind, spec["display"], spec["min"], spec["max"]) == ("FLOAT", "slider", 0, 1)
+    assert (kind, spec["widgetType"], spec["display"]) == ("FLOAT,INT", "FLOAT", "slider")
+    assert (spec["min"], spec["max"]) == (0, 1)
     assert "0 = most realistic" in spec["tooltip"]
     assert "1 = most faithful" in spec["tooltip"]
 

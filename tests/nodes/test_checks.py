@@ -1,6 +1,7 @@
 """What nodes refuse, each in one sentence with the input's name and the remedy, and what they just accept."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -207,3 +208,30 @@ def test_masks_with_holes_are_refused(checks, value):
     with pytest.raises(ValueError, match=r"^mask holds NaN or infinite values: connect one with") as refusal:
         checks.check_mask(mask, 1, SIZE)
     sentence(refusal)
+
+
+@pytest.mark.parametrize("hdr", ["clamp", "tone-map"])
+def test_highlights_beyond_1_are_drawn_in_by_choice(checks, hdr):
+    picture = torch.tensor([[0.2, 0.4, 0.6], [3.0, 1.5, 0.75], [0.9, -0.9, 0.0]]).view(1, 1, 3, 3)
+    with pytest.raises(ValueError, match=r"image holds values from -0.9 to 3: .* set hdr to clamp or tone-map"):
+        checks.split_image(picture)
+    rgb, _ = checks.split_image(picture, hdr)
+    assert rgb.min() >= 0
+    assert rgb.max() <= 1
+    assert torch.equal(rgb[0, :, 0, 0], picture[0, 0, 0])
+    kept = rgb[0, :, 0, 1]
+    assert torch.allclose(kept / kept[0], torch.tensor([1, 0.5, 0.25]) if hdr == "tone-map" else kept)
+
+
+@pytest.mark.parametrize("hdr", ["refuse", "clamp", "tone-map"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_no_choice_makes_a_picture_of_nan(checks, hdr, value):
+    with pytest.raises(ValueError, match="image holds values"):
+        checks.split_image(torch.full((1, 2, 2, 3), value), hdr)
+
+
+@pytest.mark.parametrize("value", ["0.5", None, [1]])
+def test_what_is_no_number_is_shown_as_what_it_is(checks, value):
+    for check in (checks.check_number, checks.whole):
+        with pytest.raises(ValueError, match=rf"t is {re.escape(repr(value))}: give"):
+            check("t", value, 0, 1)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctsr.images.color_fix import adain, apply_color_fix, low_pass, wavelet
+from ctsr.images.color_fix import adain, apply_color_fix, from_lab, lab, low_pass, to_lab, wavelet
 
 FIXES = [wavelet, adain]
 Fix = Callable[[Tensor, Tensor], Tensor]
@@ -109,3 +109,27 @@ def test_names():
 def test_shapes_must_agree(fix: Fix):
     with pytest.raises(ValueError, match="resize the reference"):
         fix(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 9))
+
+
+@pytest.mark.parametrize(
+    ("rgb", "expected"),
+    [((1, 0, 0), (53.24, 80.09, 67.20)), ((0, 1, 0), (87.73, -86.18, 83.18)), ((0.5, 0.5, 0.5), (53.39, 0, 0))],
+)
+def test_cielab_of_known_colours(rgb: tuple[float, ...], expected: tuple[float, ...]):
+    found = to_lab(torch.tensor(rgb, dtype=torch.float32).view(3, 1, 1)).flatten()
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float32), rtol=0, atol=0.01)
+
+
+def test_cielab_and_back():
+    picture = torch.rand(3, 30, 40, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(from_lab(to_lab(picture)), picture, rtol=0, atol=1e-4)
+
+
+def test_lab_takes_colour_from_the_reference_and_keeps_lightness():
+    light = torch.rand(1, 1, 90, 90, generator=torch.Generator().manual_seed(4)) * 0.4 + 0.3
+    grey, tinted = light.expand(-1, 3, -1, -1), (light.mean() * torch.tensor([1.1, 1.0, 0.7]).view(1, 3, 1, 1))
+    out = lab(grey, tinted.expand(1, 3, 90, 90))
+    before, after, source = (to_lab(x[0]) for x in (grey, out, tinted.expand(1, 3, 90, 90)))
+    torch.testing.assert_close(after[1:].mean((-2, -1)), source[1:].mean((-2, -1)), rtol=0, atol=0.5)
+    detail = (before[0] - before[0].mean()) - (after[0] - after[0].mean())
+    assert detail.abs().mean() < 0.05  # of 100

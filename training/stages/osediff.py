@@ -68,9 +68,10 @@ MINI2 = Recipe(
     run=Run(out=tyro.MISSING, steps=10000, ema=0.998, max_norm=0.5),
     start=tyro.MISSING,
     peak_rate=2e-4,
-    reconstruction=Reconstruction(l1=1.0, l2=0.0, low=1.0, perceptual=1.0, features="vgg"),
+    # By a pixel the perceptual loss has some 30 times the gradient of L1 at one weight (LOG.md).
+    reconstruction=Reconstruction(l1=5.0, l2=0.0, low=2.0, perceptual=1.0, features="vgg"),
     # Frozen features come trained: their heads tell photographs from results within tens of steps.
-    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0), adversarial=Adversarial(weight=0.2, penalty=0.0, delay=50)),
+    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0), adversarial=Adversarial(weight=4.0, penalty=0.0, delay=50)),
 )
 SD21 = Recipe(
     data=sd21_data(),

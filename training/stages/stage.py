@@ -109,7 +109,7 @@ def validate(
     """Mean luma PSNR on held-back pairs, bicubic and along the dial, and the first few as pictures.
 
     Args:
-        model: on any device.
+        model: on any device; one that knows the softness of a ground truth is told each pair's, as in training.
         pairs: this process's share of `pairs.held_back_pairs`; the figures are of all.
         dial: values of t.
         latent: the latent of a low-resolution picture at t; by default the blend of the model's own endpoints.
@@ -117,7 +117,7 @@ def validate(
     rows: dict[str, list[float]] = {"bicubic": [], **{f"t={t:g}": [] for t in dial}}
     pictures: dict[str, list[Tensor]] = {}
     for number, sample in enumerate(batches_of_one(pairs, model.unet)):
-        at = partial(latent, sample["lr"]) if latent else partial(blend, model(sample["lr"]))
+        at = partial(latent, sample["lr"]) if latent else partial(blend, model(sample["lr"], model.told(sample)))
         results = {"bicubic": enlarge(sample["lr"]), **{f"t={t:g}": model.decode(at(t)) for t in dial}}
         for name, picture in results.items():
             rows[name].append(psnr_y(picture, sample["soft"]))

@@ -17,7 +17,7 @@ from training.data.photos import load_photos
 from training.engine.run import Run
 from training.model.one_step import DEFAULT_TIMESTEP, OneStep, open_pipeline
 from training.stages import fidelity, joint, osediff, stage1, stage2
-from training.stages.stage import RESULT, train, validate
+from training.stages.stage import RESULT, psnr_y, train, validate
 
 pytest.importorskip("peft")
 
@@ -56,6 +56,20 @@ def test_it_is_told_the_timestep_and_others_are_not(make_mini: Callable[..., obj
     assert told.ground_truth(batch) is batch["soft"]
     assert untold.told(batch) is None
     assert untold.ground_truth(batch) is batch["sharp"]
+
+
+def test_held_back_pairs_are_scored_at_their_own_timestep(recipe: fidelity.Recipe) -> None:
+    torch.manual_seed(0)
+    model = OneStep(open_pipeline("new"))
+    for parameter in model.parameters():
+        parameter.data += 0.02 * torch.randn_like(parameter)
+    (pair,) = held_back_pairs(load_photos(recipe.data.photos), recipe.data.pairs, size=64)
+    batch = {name: tensor[None] for name, tensor in pair.items()}
+    with torch.no_grad():
+        told, untold = (model.decode(model(batch["lr"], step).z0) for step in (batch["timestep"], None))
+        figure = validate(model, [pair], dial=(0.0,)).figures["t=0"]
+    assert figure == pytest.approx(psnr_y(told, batch["soft"]), abs=1e-4)
+    assert abs(figure - psnr_y(untold, batch["soft"])) > 1e-3
 
 
 def test_fidelity_learns_from_nothing(recipe: fidelity.Recipe) -> None:

@@ -17,7 +17,7 @@ A pipeline calls::
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
@@ -38,6 +38,7 @@ def scaled_linear_alphas_cumprod(beta_start: float = 0.00085, beta_end: float = 
 
 
 ALPHAS_CUMPROD = scaled_linear_alphas_cumprod()
+ALPHA_BARS: tuple[float, ...] = tuple(ALPHAS_CUMPROD.tolist())
 
 
 def alpha_bar(timestep: Timestep) -> Tensor:
@@ -225,9 +226,37 @@ class Family:
         return len(self.timesteps)
 
     @property
+    def has_own_dial(self) -> bool:
+        """Whether the method's own dial is a timestep, of which t runs the ends alone and blends their latents."""
+        return len(set(self.timesteps)) == 2
+
+    def at(self, t: float, timesteps: Sequence[int] = ()) -> "Family":
+        """The method at t of its own dial: a single pass at the timestep that t stands for, and no blend.
+
+        Args:
+            t: 0 = most realistic, 1 = most faithful.
+            timesteps: tau at even steps of t from 0 to 1; between them it is linear. By default the two ends.
+
+        Raises:
+            ValueError: t is none, or the method has no such dial.
+        """
+        check_dial("t", t)
+        if not self.has_own_dial:
+            raise ValueError(f"Family {self.name!r} has no timestep for a dial: what t gives is already its own.")
+        known = timesteps or self.timesteps
+        place = float(t) * (len(known) - 1)
+        below = min(int(place), len(known) - 2)
+        timestep = round(known[below] + (place - below) * (known[below + 1] - known[below]))
+        if self.unet_timesteps is None:
+            return replace(self, encoder_timesteps=(timestep,))
+        return replace(self, unet_timesteps=(timestep,))
+
+    @property
     def gain(self) -> float:
         """Largest |b| of the passes: how much an error of the UNet's output grows in z0; 14.6 for noise at 999."""
-        return max(float(coefficients(self.parameterization, step)[1].abs()) for step in self.timesteps)
+        if self.parameterization != "epsilon":
+            return 1.0
+        return max(math.sqrt((1 - abar) / abar) for abar in (ALPHA_BARS[step] for step in self.timesteps))
 
     @property
     def has_dial(self) -> bool:

@@ -5,6 +5,7 @@ formulas and their sources. The four public steps are what `__call__` runs and w
 stands after the UNet, so a second t on the same picture costs a decode only.
 """
 
+import copy
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -134,6 +135,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         unet_variant: what makes the UNet its other variant, for families with two (PiSA-SR).
         time_aware_unet: the UNet is told the encoder's timestep instead of the family's own.
         about: what a person should know of a converted checkpoint, by name: source, licence and the like.
+        dial_timesteps: tau at even steps of t from 0 to 1, of families with a dial of their own: see `at`.
         text_encoder, tokenizer: transformers' CLIPTextModel and CLIPTokenizer, for `prompt`; none are needed without.
     """
 
@@ -143,6 +145,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = TENSOR_INPUTS
     num_timesteps = 1
+    _own_t: float | None = None
 
     unet_variant: LoraVariant | None
 
@@ -160,6 +163,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         time_aware_unet: bool = False,
         text_encoder: nn.Module | None = None,
         tokenizer: object | None = None,
+        dial_timesteps: list[int] | None = None,
     ):
         super().__init__()
         base: Any = self  # diffusers leaves the arguments of these two without types
@@ -175,6 +179,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             family=family,
             parameterization=parameterization,
             encoder_timesteps=encoder_timesteps,
+            dial_timesteps=dial_timesteps,
             color_fix=color_fix,
             about=about,
             time_aware_unet=time_aware_unet,
@@ -388,7 +393,29 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             family = replace(family, encoder_timesteps=tuple(timesteps))
         if self.config["time_aware_unet"]:
             family = replace(family, unet_timesteps=None)
-        return family
+        return family if self._own_t is None else family.at(self._own_t, self.config["dial_timesteps"] or ())
+
+    def at(self, t: float) -> Self:
+        """This pipeline at t of the method's own dial, as its paper has it: one pass at the timestep that t stands for.
+
+        In TADSR and OFTSR, `t` of a call blends the latents of two timesteps: another t costs a decode, and a map of it
+        is possible. Here every t costs an encode and a UNet pass. TADSR's table t -> tau is the checkpoint's
+        `dial_timesteps`, without one linear between the ends.
+
+        Args:
+            t: 0 = most realistic, 1 = most faithful.
+
+        Returns:
+            A pipeline that shares all components with this one and has no dial.
+
+        Raises:
+            ValueError: t is none, or the method's dial is no timestep: then `t` of a call is its own already.
+        """
+        other = copy.copy(self)
+        other._own_t = None
+        other.family.at(t)
+        other._own_t = t
+        return other
 
     @property
     def scaling_factor(self) -> float:

@@ -58,7 +58,15 @@ TEXT_ENCODER = "text_encoder"
 TEXT_PARTS = (TEXT_ENCODER, "tokenizer")
 TEXT_CLASSES = ("CLIPTextModel", "CLIPTokenizer", "CLIPTokenizerFast")
 """Of transformers, which a folder may name for `TEXT_PARTS`."""
-SETTINGS = ("family", "parameterization", "encoder_timesteps", "color_fix", "about", "time_aware_unet")
+SETTINGS = (
+    "family",
+    "parameterization",
+    "encoder_timesteps",
+    "dial_timesteps",
+    "color_fix",
+    "about",
+    "time_aware_unet",
+)
 # What building and filling a model raises when its configuration or weights do not fit.
 BROKEN = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError)
 

@@ -170,14 +170,15 @@ def write_table(calibration: Calibration, path: Path) -> None:
 
 
 def store(pipeline: CTSRPipeline, calibration: Calibration, path: Path) -> None:
-    """The pipeline with its dial between the calibration's ends, as a single file, fp32.
+    """The pipeline with its dial between the calibration's ends, and the table for `CTSRPipeline.at`, as a file, fp32.
 
     Raises:
         ValueError: realism does not grow with the timestep, so that there is no dial.
     """
     if not calibration.has_dial:
         raise ValueError("Realism hardly grows with tau: there is no dial. Train longer, or give other --timesteps.")
-    pipeline.register_to_config(encoder_timesteps=list(calibration.ends))
+    table = [calibration.timestep(t) for t in DIAL]
+    pipeline.register_to_config(encoder_timesteps=list(calibration.ends), dial_timesteps=table)
     pipeline.save_single_file(path, torch.float32)
 
 

@@ -140,7 +140,9 @@ def open_start(recipe: Recipe) -> CTSRPipeline:
     """The pipeline that `recipe.start` names, as one of family tadsr."""
     pipeline = open_pipeline(recipe.start, "tadsr")
     keep_first_group(pipeline.unet, pipeline.vae.config["latent_channels"])
-    pipeline.register_to_config(family="tadsr", parameterization=recipe.parameterization, encoder_timesteps=None)
+    pipeline.register_to_config(
+        family="tadsr", parameterization=recipe.parameterization, encoder_timesteps=None, dial_timesteps=None
+    )
     return pipeline
 
 

@@ -115,6 +115,8 @@ def test_a_file_is_measured_and_written_with_its_dial(
     run((low, high), tmp_path / "with-dial.safetensors")
     pipeline = CTSRPipeline.from_single_file(tmp_path / "with-dial.safetensors")
     assert pipeline.family.encoder_timesteps == (high, low)
+    assert [pipeline.at(t).family.timesteps[0] for t in (0.0, 1.0)] == [high, low]
+    assert len(pipeline.config["dial_timesteps"]) == len(calibrate.DIAL)
     assert CTSRPipeline.from_single_file(tadsr_file).family.encoder_timesteps == (500, 200)
     printed = capsys.readouterr().out
     assert "PSNR-Y" in printed

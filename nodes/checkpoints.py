@@ -37,13 +37,20 @@ def inside(name: str, folder: str) -> bool:
     return Path(name).parts[0] == folder
 
 
+def portable(checkpoint: str) -> str:
+    """The name with the separators that every system knows: Windows saves workflows with its own."""
+    return checkpoint.replace("\\", "/")
+
+
 def find(checkpoint: str) -> Path | None:
     """Path of one of `choices`, None for the built-in one.
 
     Raises:
         ValueError: no such checkpoint; the message says where to put one.
     """
-    check_choice("checkpoint", checkpoint, choices(), REMEDY)
+    names = {portable(name): name for name in choices()}
+    check_choice("checkpoint", portable(checkpoint), [*names], REMEDY)
+    checkpoint = names[portable(checkpoint)]
     if checkpoint == BUILT_IN:
         return None
     candidates = (Path(root) / checkpoint for root in folder_paths.get_folder_paths(KIND))

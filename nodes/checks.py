@@ -5,7 +5,9 @@ versions, no combos: so every node checks again.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,6 +15,26 @@ from torch import Tensor
 HDR = ["refuse", "clamp", "tone-map"]
 KNEE = 0.8
 """Brightest channel of a pixel that a tone-mapped picture leaves as it is."""
+
+
+@contextmanager
+def plain_errors(path: Path | None = None) -> Iterator[None]:
+    """Turns the library's errors into ValueErrors: the host shows a type by its module's name, which is a folder here.
+
+    Args:
+        path: a checkpoint, whose name stands for it in the message; shared workflows and screenshots show no folder.
+    """
+    from ..ctsr.errors import CTSRError
+
+    try:
+        yield
+    except CTSRError as error:
+        text = str(error)
+        if path is not None:
+            text = text.replace(f"'{path}'", repr(path.name)).replace(str(path), path.name)
+        if "`ctsr convert" in text:
+            text += " The command comes with `pip install` of this pack's folder, in an environment of its own."
+        raise ValueError(text) from error
 
 
 def check_number(name: str, value: float, low: float, high: float) -> None:

@@ -21,16 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoints import BUILT_IN, find
-from .checks import check_choice
+from .checks import check_choice, plain_errors
 
 if TYPE_CHECKING:
-    from ..ctsr.pipeline import CTSRPipeline
+    from ..ctsr.pipeline import CTSRPipeline, Progress
     from ..ctsr.precision import Precision
     from ..ctsr.runtime.attention import Attention
     from ..ctsr.tiling.networks import Stage
 
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 ATTENTIONS = ["auto", "xformers", "sdpa"]
+TICKS = 1000
+"""Steps of a progress bar: stages have different numbers of tiles."""
 
 
 class CTSRNetwork(nn.Module):
@@ -59,6 +61,16 @@ class CTSRAutoencoder(CTSRNetwork):
         from ..ctsr.models import forward
 
         return forward.decode(self.network, z)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Its part, which some nodes ask for."""
+        return cast(nn.Module, self.network.encoder)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Its part, which some nodes ask for."""
+        return cast(nn.Module, self.network.decoder)
 
 
 class WholePatcher(comfy.model_patcher.ModelPatcher):
@@ -97,6 +109,63 @@ class CTSRVAE(comfy.sd.VAE):
         encoder, decoder = model.pipeline.network("encode"), model.pipeline.network("decode")
         self.memory_used_encode = lambda shape, dtype: encoder.bytes_per_pixel * shape[2] * shape[3]
         self.memory_used_decode = lambda shape, dtype: decoder.bytes_per_cell * shape[2] * shape[3]
+
+    def encode(self, pixel_samples: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """IMAGE [B, h, w, 3] -> [B, C, h/f, w/f], cut to multiples of f."""
+        self.check_pixels(pixel_samples.shape[1], pixel_samples.shape[2])
+        return super().encode(pixel_samples, *arguments, **options)
+
+    def encode_tiled_(self, pixel_samples: Tensor, tile_x: int = 512, tile_y: int = 512, overlap: int = 64) -> Tensor:
+        """[B, 3, h, w] in [0, 1] -> [B, C, h/f, w/f] in our own tiles: what the host tiles by."""
+        height, width = pixel_samples.shape[-2:]
+        self.check_pixels(height, width)
+        factor, latents = self.downscale_ratio, Batch(len(pixel_samples), torch.float32)
+        for i, on_tile in enumerate(ticking(len(pixel_samples))):
+            picture = pixel_samples[i : i + 1].float()
+            z, *_ = self.model.pipeline.encode_unscaled(
+                picture, height, width, tile=self.side(tile_x, tile_y), callback=on_tile
+            )
+            latents.add(z[..., : height // factor, : width // factor])  # the pipeline pads for the UNet
+        return latents.result().to(self.output_device)
+
+    def decode_tiled_(self, samples: Tensor, tile_x: int = 64, tile_y: int = 64, overlap: int = 16) -> Tensor:
+        """[B, C, h, w] -> [B, 3, f * h, f * w] in [0, 1], in tiles of our own, which leave no seams."""
+        pictures = Batch(len(samples), torch.float32)
+        for i, on_tile in enumerate(ticking(len(samples))):
+            tile = self.side(tile_x * self.upscale_ratio, tile_y * self.upscale_ratio)
+            z = samples[i : i + 1].float()
+            pictures.add(self.model.pipeline.decode_unscaled(z, tile=tile, callback=on_tile))
+        return pictures.result().to(self.output_device)
+
+    def side(self, width: int, height: int) -> int:
+        """Of our tile, in pixels, for one that the host asks for."""
+        from ..ctsr.tiling.networks import SMALLEST_TILE
+
+        return max(SMALLEST_TILE, min(width, height))
+
+    def check_pixels(self, height: int, width: int) -> None:
+        """Raises ValueError for a picture of less than one latent."""
+        if min(height, width) < self.downscale_ratio:
+            raise ValueError(
+                f"pixels are {width}x{height}, and this VAE makes one latent of {self.downscale_ratio}x"
+                f"{self.downscale_ratio}: connect a larger picture, or TimeAwareEncode, which pads it."
+            )
+
+    def get_sd(self) -> dict[str, Tensor]:
+        """The weights, as files hold them: the host's VAE Save writes no others."""
+        return {name: value.contiguous() for name, value in super().get_sd().items()}
+
+
+def ticking(pictures: int) -> Iterator[Progress]:
+    """What the pipeline calls after every tile, for each of the pictures."""
+    bar = new_bar(TICKS)
+    for number in range(pictures):
+
+        def on_tile(stage: str, done: int, total: int, number: int = number) -> None:
+            stop_if_cancelled()
+            bar.update_absolute(int(TICKS * (number + done / total) / pictures), TICKS)
+
+        yield on_tile
 
 
 class HostModel:
@@ -149,8 +218,8 @@ def open_model(checkpoint: str, precision: str, attention: str) -> HostModel:
     """Loads a checkpoint to the devices where the host keeps models that are not at work.
 
     Raises:
-        ValueError: an unknown checkpoint, precision or attention, or one that cannot be had here.
-        CheckpointError: the file is damaged, or no checkpoint of ours.
+        ValueError: an unknown checkpoint, precision or attention, one that cannot be had here, a damaged file, or no
+            checkpoint of ours.
     """
     from ..ctsr.checkpoints.own import MINI_WEIGHTS, move
     from ..ctsr.load import load_pipeline
@@ -161,7 +230,7 @@ def open_model(checkpoint: str, precision: str, attention: str) -> HostModel:
     check_choice("attention", attention, ATTENTIONS)
     path = find(checkpoint)
     unet_dtype, vae_dtype = choose_dtypes(precision, path or MINI_WEIGHTS)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), plain_errors(path):
         pipeline = load_pipeline(path or MINI_WEIGHTS, torch.float32)
         if precision == "auto":
             unet_dtype = accurate_dtype(unet_dtype, pipeline.family.gain, mm.get_torch_device())

@@ -3,7 +3,7 @@
 from comfy_api.latest import io
 
 from . import host
-from .checkpoints import BUILT_IN, choices, fingerprint
+from .checkpoints import BUILT_IN, choices, find, fingerprint
 from .inputs import Model, schema
 
 
@@ -46,8 +46,17 @@ class LoadCTSR(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, checkpoint: str, precision: str, attention: str) -> str:
-        return fingerprint(checkpoint)
+    def validate_inputs(cls, checkpoint: str | None = None) -> bool | str:
+        """Takes the host's place, which knows one system's separators; None is a linked value, seen by `execute`."""
+        try:
+            find(checkpoint or BUILT_IN)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str | None, precision: str, attention: str) -> str:
+        return fingerprint(checkpoint or BUILT_IN)
 
     @classmethod
     def execute(cls, checkpoint: str, precision: str, attention: str) -> io.NodeOutput:

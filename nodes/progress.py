@@ -14,15 +14,14 @@ from typing import TYPE_CHECKING
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from .host import new_bar, stop_if_cancelled
+from .checks import plain_errors
+from .host import TICKS, new_bar, stop_if_cancelled
 
 if TYPE_CHECKING:
     from ..ctsr.pipeline import Progress
 
 PACK = __name__.rpartition(".nodes.")[0]
 """Name of the pack within the host, and of the loggers below it."""
-TICKS = 1000
-"""Steps of a progress bar: stages have different numbers of tiles."""
 NAMES = {"encode": "encode", "unet": "restore", "decode": "decode"}
 
 logger = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ class OnNode(logging.Handler):
 
 @contextmanager
 def working(pictures: int, stages: Sequence[str] = ()) -> Iterator[Work]:
-    """A node at work; warnings of the pack that are logged within are put on the node."""
+    """A node at work; warnings of the pack that are logged within are put on the node, errors are plain ones."""
     work = Work(pictures, stages)
 
     def on_warning(text: str) -> None:
@@ -104,7 +103,8 @@ def working(pictures: int, stages: Sequence[str] = ()) -> Iterator[Work]:
     handler, pack = OnNode(on_warning), logging.getLogger(PACK)
     pack.addHandler(handler)
     try:
-        yield work
+        with plain_errors():
+            yield work
         work.finish()
     finally:
         pack.removeHandler(handler)

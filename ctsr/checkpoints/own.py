@@ -195,7 +195,10 @@ def read_single_file(contents: Contents) -> tuple[dict[str, Any], dict[str, Tens
     path, tensors = contents.path, contents.tensors()
     text, stored = contents.metadata.get("config", ""), contents.metadata.get("checksum")
     if stored is not None and stored != checksum(text, tensors):  # the first files have none
-        raise CheckpointError(f"{path} is damaged: its checksum does not fit; fetch it again.")
+        raise CheckpointError(
+            f"{path} is damaged, or its weights were changed after ctsr wrote it (its checksum does not fit): fetch it "
+            "again, or save changed weights with save_single_file."
+        )
     try:
         return json.loads(text), tensors
     except ValueError as error:

@@ -14,6 +14,7 @@ from tests.host.graphs import (
     TINY,
     Prompt,
     five,
+    fresh,
     linked,
     node,
     one,
@@ -126,6 +127,26 @@ def test_damaged_file(server, kind):
     path.write_bytes(damaged(kind, path.with_name(TINY).read_bytes(), trap))
     assert_explains(refusal(server, five(checkpoint=path.name)), path.name, *FILES[kind])
     assert not trap.exists()
+
+
+def test_errors_show_no_folder_of_the_machine(server):
+    path = server.base / "models" / "ctsr" / "altered.safetensors"
+    content = bytearray(path.with_name(TINY).read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(content)
+    run = server.run(five(checkpoint=path.name))
+    (error,) = run.data("execution_error")
+    assert error["exception_type"] == "ValueError"
+    assert_explains(run.error, path.name, "its weights were changed after ctsr wrote it", "fetch it again")
+    assert str(server.base) not in run.error
+
+
+def test_a_checkpoint_in_a_folder_is_found_with_the_separators_of_every_system(server):
+    folder = server.base / "models" / "ctsr" / "some folder"
+    folder.mkdir()
+    (folder / "inner.safetensors").write_bytes((folder.parent / TINY).read_bytes())
+    for name in ("some folder/inner.safetensors", "some folder\\inner.safetensors"):
+        succeed(server, fresh(five(checkpoint=name)))
 
 
 def test_somebody_elses_safetensors(server):

@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from typing_extensions import Self, TypedDict, Unpack  # in typing from Python 3.11
 
 from . import families
+from .assess.auto_t import Choice, choose_t, traits
+from .assess.places import MARGIN, Place, check_places
 from .checkpoints import hub, own
 from .checkpoints.formats import refusal
 from .checkpoints.inspect import look
@@ -78,14 +80,22 @@ Autoencoder = Union[TimeAwareAutoencoderMini, TimeAwareAutoencoderMini2, TimeAwa
 UNet = Union[TimeConditionedUNetMini, TimeConditionedUNetMini2, UNet2DConditionModel, None]
 
 Images = list[Image.Image] | np.ndarray[Any, Any] | Tensor
+Chooser = Callable[[Endpoints], float | Tensor]
+"""Gives t, or a map of it [h, w], once the endpoints are there."""
 ImagesT_co = TypeVar("ImagesT_co", bound=Images, covariant=True)
 
 
 @dataclass
 class CTSRPipelineOutput(BaseOutput, Generic[ImagesT_co]):
-    """`images`: PIL pictures, [B, 3, H, W] or [B, H, W, 3] in [0, 1], or scaled latents [B, C, h, w]."""
+    """What a call gives.
+
+    Attributes:
+        images: PIL pictures, [B, 3, H, W] or [B, H, W, 3] in [0, 1], or scaled latents [B, C, h, w].
+        choices: with t="auto", what was chosen for each picture and why.
+    """
 
     images: ImagesT_co
+    choices: list[Choice] | None = None
 
 
 class CallOptions(TypedDict, total=False):
@@ -621,7 +631,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
     def __call__(
         self,
         image: Pictures,
-        t: Dial | None = None,
+        t: Dial | Literal["auto"] | None = None,
         scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -635,7 +645,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
     def __call__(
         self,
         image: Pictures,
-        t: Dial | None = None,
+        t: Dial | Literal["auto"] | None = None,
         scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -649,7 +659,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
     def __call__(
         self,
         image: Pictures,
-        t: Dial | None = None,
+        t: Dial | Literal["auto"] | None = None,
         scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -663,7 +673,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
     def __call__(
         self,
         image: Pictures,
-        t: Dial | None = None,
+        t: Dial | Literal["auto"] | None = None,
         scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -677,7 +687,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
     def __call__(
         self,
         image: Pictures,
-        t: Dial | None = None,
+        t: Dial | Literal["auto"] | None = None,
         scale: float | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -702,7 +712,9 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             image: a PIL picture of 8 or 16 bits a channel (turned upright by its EXIF orientation, alpha dropped with a
                 warning); an array [h, w, 3] or [B, h, w, 3] or a tensor [3, h, w] or [B, 3, h, w], uint8, uint16, or
                 float in [0, 1]; or a list of these.
-            t: the dial, 0 = most realistic, 1 = most faithful; one number, or one a picture; 0.5 by default.
+            t: the dial, 0 = most realistic, 1 = most faithful; one number, or one a picture; 0.5 by default. "auto"
+                chooses it for each picture from what that shows, and raises it where the result would depart from the
+                input; `choices` of the output says why.
             scale: output side / input side, 4 by default; the result has exactly round(scale * h) x round(scale * w)
                 pixels.
             height, width: pixels of the result instead of `scale`; of one alone, the other follows by the picture's
@@ -742,23 +754,24 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         wanted = wanted_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
         step_end = None if callback_on_step_end is None else partial(end_step, callback_on_step_end, wanted, self)
         tiling: Tiling = {"tile": tile or self.default_tile, "tile_overlap": tile_overlap, "callback": callback}
-        decode, results = output_type != "latent", list[Tensor | Image.Image]()
+        decode, results, choices = output_type != "latent", list[Tensor | Image.Image](), list[Choice]()
         for picture, size, dial, embeds, sources in zip(pictures, sizes, dials, prompts, noise, strict=True):
             for source in sources:
+                chosen = [dial if dial is not None else self._chooser(picture, choices)]
                 (result,) = self.sweep(
-                    picture, size, [dial], timestep, embeds, source, color_fix, decode, step_end, **tiling
+                    picture, size, chosen, timestep, embeds, source, color_fix, decode, step_end, **tiling
                 )
                 results.append(as_pil(result) if output_type == "pil" else result)
         images = as_output(results, output_type)
         self.maybe_free_model_hooks()
-        return CTSRPipelineOutput(images=images) if return_dict else (images,)
+        return CTSRPipelineOutput(images, choices or None) if return_dict else (images,)
 
     @torch.no_grad()
     def sweep(
         self,
         image: Tensor,
         size: tuple[int, int],
-        dials: Sequence[float | Tensor],
+        dials: Sequence[float | Tensor | Chooser],
         timestep: int | None = None,
         prompt_embeds: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -772,7 +785,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         Args:
             image: [1, 3, h, w] in [0, 1].
             size: height and width of the result.
-            dials: at least one t in [0, 1], or map of it [h, w] of any size.
+            dials: at least one t in [0, 1], or map of it [h, w] of any size, or what chooses one by the endpoints.
             timestep, prompt_embeds, generator, color_fix: as for `__call__`.
             decode: False gives the blended latents instead.
             step_end: given the UNet's timestep and the blended latents, returns those to decode.
@@ -789,6 +802,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         del encoded  # with the endpoints a gigabyte at 8K
         for left, dial in zip(reversed(range(len(dials))), dials, strict=True):
             # 3. Dial: z(t) [1, C, H/f, W/f]
+            dial = dial(ends) if callable(dial) else dial
             if isinstance(dial, Tensor):
                 cells = (ends.z0.shape[-2], ends.z0.shape[-1])
                 dial = map_to_latents(dial, size, cells, self.vae_scale_factor).to(ends.z0.device)
@@ -797,6 +811,42 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             ends = ends if left else Endpoints(z)  # frees them before the last decode
             # 4. Decode, crop, colours: [1, 3, H, W] in [0, 1]
             yield self.decode(z, size, image, fix, **tiling) if decode else z
+
+    @torch.no_grad()
+    def choose_t(self, image: Tensor, endpoints: Endpoints) -> Choice:
+        """Automatic t for a picture: what t, why, and a map where some places need more of it.
+
+        Args:
+            image: the input, [1, 3, h, w] in [0, 1].
+            endpoints: of its result.
+        """
+        choice, image = choose_t(image), image.float()
+        if endpoints.delta is None:
+            return replace(choice, t=1.0, reasons=("this model has no dial: every t gives the same",))
+
+        delta, kappa, f = endpoints.delta, endpoints.kappa, self.vae_scale_factor
+
+        def both_ends(place: Place) -> tuple[Tensor, Tensor]:
+            top, left, side = place
+            above, before = min(top, MARGIN), min(left, MARGIN)
+            area = (..., slice(top - above, top + side + MARGIN), slice(left - before, left + side + MARGIN))
+            part = Endpoints(endpoints.z0[area], delta[area], None if kappa is None else kappa[area])
+            inside = (..., slice(f * above, f * (above + side)), slice(f * before, f * (before + side)))
+            realistic, faithful = (self.decode(self.blend(part, t))[inside] for t in (0.0, 1.0))
+            return realistic, faithful
+
+        return check_places(image, choice, traits(image).noise, delta, f, both_ends)
+
+    def _chooser(self, image: Tensor, choices: list[Choice]) -> Chooser:
+        """What `sweep` asks for an automatic t; the choice is added to `choices`."""
+
+        def choose(endpoints: Endpoints) -> float | Tensor:
+            choice = self.choose_t(image, endpoints)
+            choices.append(choice)
+            logger.info("%s", "; ".join(choice.reasons))
+            return choice.t if choice.t_map is None else choice.t_map
+
+        return choose
 
     def check_inputs(
         self,
@@ -831,12 +881,22 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         return sizes
 
     @staticmethod
-    def check_dials(t: Dial | None, t_map: Maps | None, count: int) -> list[float] | list[Tensor]:
-        """One t or map [h, w] for each of `count` pictures; raises ValueError for a dial that is none, or two."""
+    def check_dials(
+        t: Dial | Literal["auto"] | None, t_map: Maps | None, count: int
+    ) -> list[float] | list[Tensor] | list[None]:
+        """One t or map [h, w] for each of `count` pictures, None for automatic ones.
+
+        Raises:
+            ValueError: a dial that is none, or two.
+        """
         if t_map is not None:
             if t is not None:
                 raise ValueError("t and t_map are both given: pass t, or a map that holds t everywhere.")
             return as_maps(t_map, count)
+        if isinstance(t, str):
+            if t != "auto":
+                raise ValueError(f't must be numbers from 0 to 1, or "auto", not {t!r}.')
+            return [None] * count
         t = DEFAULT_T if t is None else t
         families.check_dial("t", t)
         dials = [float(dial) for dial in torch.as_tensor(t, dtype=torch.float32).reshape(-1)]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -169,7 +169,9 @@ def upscale_command(
     ] = None,
     scale: ScaleOption = None,
     size: SizeOption = None,
-    t: Annotated[float, typer.Option("--t", help="The dial: 0 = most realistic, 1 = most faithful.")] = 0.5,
+    t: Annotated[
+        str, typer.Option("--t", help="The dial: 0 = most realistic, 1 = most faithful; auto: chosen for each picture.")
+    ] = "0.5",
     model: ModelOption = "mini",
     tile: TileOption = 0,
     color_fix: ColorFixOption = None,
@@ -201,11 +203,12 @@ def upscale_command(
         from ..images.formats import Encoding
         from .claims import remove_leftovers
         from .finished import Finished
+        from .options import parse_t
         from .plan import Naming, check_encoding, plan
         from .upscale import upscale
 
         encoding = Encoding(quality, lossless, None if bit_depth is None else BITS[bit_depth])
-        options = make_options(t, scale, size, tile, color_fix, strip_metadata, encoding)
+        options = make_options(parse_t(t), scale, size, tile, color_fix, strip_metadata, encoding)
         loaded = make_model(model, precision, device)
         jobs = plan(inputs, output, Naming(suffix, file_format and f".{file_format.value}"))
         check_encoding(jobs, encoding)
@@ -402,7 +405,7 @@ app.command("report")(report_command)
 
 
 def make_options(
-    t: float,
+    t: float | Literal["auto"],
     scale: float | None,
     size: str | None,
     tile: int,

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from ..families import check_dial
 from ..images.color_fix import ColorFix
@@ -16,7 +17,7 @@ class Options:
     """What is wanted of every picture; raises ValueError for what no picture can have.
 
     Attributes:
-        t: the dial, 0 = most realistic, 1 = most faithful.
+        t: the dial, 0 = most realistic, 1 = most faithful; "auto" chooses it for each picture.
         scale: side of the result / side of the picture.
         size: width and height of the result in pixels instead of `scale`.
         tile: pixels of the result, 0 for automatic.
@@ -25,7 +26,7 @@ class Options:
         encoding: how results are put into files.
     """
 
-    t: float = 0.5
+    t: float | Literal["auto"] = 0.5
     scale: float = 4.0
     size: tuple[int, int] | None = None
     tile: int = 0
@@ -34,7 +35,8 @@ class Options:
     encoding: Encoding = FOLLOW
 
     def __post_init__(self) -> None:
-        check_dial("t", self.t)
+        if self.t != "auto":
+            check_dial("t", self.t)
         if not 0 < self.scale <= MAX_SIDE:
             raise ValueError(f"The scale must be a positive number, such as 4, not {self.scale}.")
         if self.size is not None:
@@ -55,6 +57,16 @@ def parse_size(text: str) -> tuple[int, int]:
     width, height = int(match[1]), int(match[2])
     check_size(height, width)
     return width, height
+
+
+def parse_t(text: str) -> float | Literal["auto"]:
+    """A number, or "auto"; raises ValueError."""
+    if text.strip().lower() == "auto":
+        return "auto"
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--t takes a number from 0 to 1, or auto, not {text!r}.") from None
 
 
 def parse_dials(text: str) -> list[float]:

@@ -79,10 +79,10 @@ def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress 
         return upscale_frames(frames, frames.kind, job, model, options, callback)
     picture = read_picture(job.source, keep_metadata=not options.strip_metadata)
     height, width = check_picture(picture, job.target, options, model.device)
-    rgb, alpha = restore(picture, height, width, model, options, callback)
+    rgb, alpha, chosen = restore(picture, height, width, model, options, callback)
     settings = settings_of(job.source, model, options)
     write_picture(job.target, rgb, picture, alpha, settings, options.encoding)
-    return f"{width}x{height}"
+    return f"{width}x{height}{chosen}"
 
 
 def upscale_frames(
@@ -99,7 +99,7 @@ def upscale_frames(
     def results() -> Iterator[Frame]:
         for picture, duration in frames.read(keep_metadata=not options.strip_metadata):
             size = check_picture(picture, job.target, options, model.device, kind, len(frames.indices))
-            rgb, alpha = restore(picture, *size, model, options, callback)
+            rgb, alpha, _ = restore(picture, *size, model, options, callback)
             sizes.append(f"{size[1]}x{size[0]}")
             yield Frame(rgb, picture, alpha, duration)
 
@@ -115,8 +115,8 @@ def restore(
     model: LazyPipeline,
     options: Options,
     callback: Progress | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    """Colours [1, 3, height, width] and alpha [1, 1, height, width], if it has any, of a picture's result."""
+) -> tuple[Tensor, Tensor | None, str]:
+    """Colours [1, 3, height, width], alpha [1, 1, height, width] if it has any, and what was chosen for a picture."""
     result = model.pipeline(
         picture.rgb,
         t=options.t,
@@ -128,7 +128,8 @@ def restore(
         output_type="pt",
         callback=callback,
     )
-    return result.images, enlarged_alpha(picture, height, width)
+    chosen = "".join(f", {'; '.join(choice.reasons)}" for choice in result.choices or ())
+    return result.images, enlarged_alpha(picture, height, width), chosen
 
 
 def sweep(

@@ -563,3 +563,17 @@ def test_metadata_is_kept_or_stripped(tmp_path: Path, upscale: Upscale) -> None:
             assert image.getexif().get(0x010F) == ("ExampleCam" if name == "kept.png" else None)
             assert ("dpi" in image.info) == (name == "kept.png")
             assert "ctsr" in image.info
+
+
+def test_automatic_t_is_told_with_its_reasons(upscale, tmp_path):
+    target = tmp_path / "auto.png"
+    result = upscale(picture(tmp_path / "in.png"), "-o", target, "--t", "auto")
+    assert result.exit_code == 0, result.output
+    assert "so t = " in result.output
+    assert size_of(target) == (48, 36)
+
+
+def test_a_t_that_is_no_number_is_one_sentence(upscale, tmp_path, no_model):
+    result = upscale(picture(tmp_path / "in.png"), "-o", tmp_path / "x.png", "--t", "best")
+    assert result.exit_code == 2
+    assert "--t takes a number from 0 to 1, or auto, not 'best'" in result.output

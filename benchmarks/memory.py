@@ -2,7 +2,7 @@
 
 python -m benchmarks.memory table                    the mini: peak for results of 2K, 4K and 8K
 python -m benchmarks.memory table --shape sd-narrow  an SD-shaped pipeline an eighth as wide, in 2 GiB (for 16)
-python -m benchmarks.memory table --stages           numbers alive a pixel in each network, untiled (`networks.memory`)
+python -m benchmarks.memory table --stages           numbers alive a pixel in each network, untiled
 python -m benchmarks.memory table --stages --shape sd21 --side 512
 python -m benchmarks.memory part decode 1080 1920 --shape sd21     one network over one picture, tiled as it must be
 """

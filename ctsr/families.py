@@ -92,12 +92,12 @@ def predict_x0(z: Tensor, o: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Endpoints:
-    """The two ends of the dial and the bend between them, each [B, C, h, w], scaled latents, fp32.
+    """The two ends of the dial and the curvature between them, each [B, C, h, w], scaled latents, fp32.
 
     Attributes:
         z0: the most realistic latent, t = 0.
-        delta: the way to the most faithful latent, z1 = z0 + delta; None is zero (the family has no dial).
-        kappa: the bend, 0 at both ends; None is zero (a straight line).
+        delta: from z0 to the most faithful latent, z1 = z0 + delta; None is zero (the family has no dial).
+        kappa: curvature of the path between them, 0 at both ends; None is zero (a straight line).
     """
 
     z0: Tensor
@@ -178,7 +178,7 @@ class Family:
     """How one method turns latents into endpoints. Change a default with `dataclasses.replace`.
 
     A family has one or two UNet passes, the realistic end first; a second pass gives the faithful end. A single pass
-    with three output groups [o, delta, kappa] gives both ends and the bend.
+    with three output groups [o, delta, kappa] gives both ends and the curvature.
 
     Attributes:
         name: the key in `FAMILIES`.

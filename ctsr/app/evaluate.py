@@ -94,9 +94,9 @@ class Task:
 
     Attributes:
         model: what is scored.
-        options: tile and colour fix; t, scale and size are not used, a result has its truth's size.
+        options: tile and colour fix; t, scale and size are not used, a result has its ground truth's size.
         dials: values of t.
-        others: names of the methods behind `Pair.others`.
+        others: names of the methods of `Pair.others`.
         out: the folder for the pictures, t_<t>/<stem>.png.
         features: folder of the weights of LPIPS and DISTS (`assess.perceptual`); None leaves them to pyiqa.
     """
@@ -139,7 +139,9 @@ def find_pairs(lr: Path, hr: Path, others: Sequence[Path]) -> list[Pair]:
     low, high = by_stem(lr), by_stem(hr)
     stems = [stem for stem in low if stem in high]
     if not stems:
-        raise ValueError(f"No picture in {lr} has its truth in {hr}: the names must be the same but for the suffix.")
+        raise ValueError(
+            f"No picture in {lr} has its ground truth in {hr}: the names must be the same but for the suffix."
+        )
     for folder, alone in ((lr, low.keys() - high), (hr, high.keys() - low)):
         if alone:
             logger.warning("%s: left out, being in one folder only: %s.", folder, listed(sorted(alone)))
@@ -171,7 +173,7 @@ def listed(names: Sequence[str], most: int = 10) -> str:
 
 
 def name_folders(folders: Sequence[Path]) -> list[str]:
-    """What the methods behind folders are called: the folder's name, or its path where that is taken.
+    """Names of the methods whose results lie in folders: the folder's name, or its path where that is taken.
 
     Raises:
         ValueError: a folder is given twice.
@@ -349,7 +351,7 @@ class Scorer:
         self.patterns: dict[Method, FixedPattern] = defaultdict(FixedPattern)
 
     def add(self, name: str, truth: Image.Image, results: Mapping[Method, Image.Image]) -> None:
-        """Scores all results for one picture, which must be of the truth's size."""
+        """Scores all results for one picture, which must be of the ground truth's size."""
         y = luma(truth)
         for method, result in results.items():
             values = {**score_luma(luma(result), y), **self.score_perception(result, truth)}

@@ -29,6 +29,11 @@ from .doubling import double_by_phases
 __all__ = ["ModelMixin", "TimeAwareAutoencoderKL"]  # diffusers asks this module for the first when it loads a folder
 
 TIME_EMBED_DIM = 256
+ENCODER_ARGUMENTS = (
+    *("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "act_fn", "norm_num_groups"),
+    "mid_block_add_attention",
+)
+"""Those of an autoencoder's arguments that its encoder takes too."""
 
 
 class TimeProjection(nn.Linear):
@@ -130,33 +135,10 @@ class TimeAwareAutoencoderKL(AutoencoderKL):
     ):
         if set(down_block_types) != {"DownEncoderBlock2D"}:
             raise ValueError(f"down_block_types must all be 'DownEncoderBlock2D'; got {down_block_types}.")
-        # Any: diffusers types these as tuples of one.
-        shape: dict[str, Any] = {
-            "in_channels": in_channels,
-            "down_block_types": down_block_types,
-            "block_out_channels": block_out_channels,
-            "layers_per_block": layers_per_block,
-            "act_fn": act_fn,
-            "norm_num_groups": norm_num_groups,
-            "mid_block_add_attention": mid_block_add_attention,
-        }
-        rest: dict[str, Any] = {
-            "up_block_types": up_block_types,
-            "latents_mean": latents_mean,
-            "latents_std": latents_std,
-        }
-        super().__init__(
-            out_channels=out_channels,
-            latent_channels=latent_channels,
-            sample_size=sample_size,
-            scaling_factor=scaling_factor,
-            shift_factor=shift_factor,
-            force_upcast=force_upcast,
-            use_quant_conv=use_quant_conv,
-            use_post_quant_conv=use_post_quant_conv,
-            **shape,
-            **rest,
-        )
+        # What `register_to_config` has noted: all of the arguments above. Any: diffusers types some as tuples of one.
+        given: dict[str, Any] = {key: value for key, value in self.config.items() if not key.startswith("_")}
+        super().__init__(**given)
+        shape = {key: given[key] for key in ENCODER_ARGUMENTS}
         self.encoder = TimeAwareEncoder(out_channels=latent_channels, double_z=True, **shape)
         double_by_phases(self)
 

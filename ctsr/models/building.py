@@ -48,7 +48,7 @@ def settle(module: nn.Module) -> None:
 
 
 def make_fast(model: ModelT) -> ModelT:
-    """The model, changed in place: how its weights lie in memory, and how a decoder of Stable Diffusion's doubles."""
+    """The model itself, its weights laid out by `settle`; Stable Diffusion's decoder gets sub-pixel convolutions."""
     settle(model)
     double_by_phases(model)
     return model

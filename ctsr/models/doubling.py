@@ -1,4 +1,4 @@
-"""Doubling a picture by nearest neighbour and the 3x3 convolution behind it, as one convolution of the small picture.
+"""Nearest-neighbour doubling and the 3x3 convolution after it as one sub-pixel convolution of the small picture.
 
 Under the kernel lie at most 2x2 different samples of the small picture. So each of the four phases of the result (even
 and odd rows and columns) is a 2x2 convolution of it, by sums of the kernel's rows and columns: 4/9 of the arithmetic,

@@ -1,4 +1,4 @@
-"""Memory that is free in this process goes back to the system.
+"""Returns freed heap memory to the operating system (malloc_trim).
 
 glibc maps large blocks apart and unmaps them when they are freed, but keeps smaller ones (below 32 MiB, once such a one
 was freed) in its heap, where tile after tile leaves gaps that the next does not fit: Stable Diffusion's encoder grew by
@@ -18,7 +18,7 @@ def malloc_trim() -> Callable[[int], int] | None:
 
 
 def give_back() -> None:
-    """Returns free memory to the system: some 100 ms a GiB, nothing where there is none; does nothing without glibc."""
+    """Takes some 100 ms for each GiB that is returned; does nothing without glibc."""
     trim = malloc_trim()
     if trim is not None:
         trim(0)

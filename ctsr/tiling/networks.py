@@ -91,7 +91,7 @@ def cells_of(pixels: int | None, factor: int) -> int | None:
     return None if pixels is None else -(-pixels // factor)
 
 
-def memory(module: nn.Module, stage: str, factor: int) -> float:
+def bytes_per_pixel(module: nn.Module, stage: str, factor: int) -> float:
     """Working bytes a pixel, measured (benchmarks/memory.py): of the mini, and of SD 2.1 by its narrowest width."""
     size = next(module.parameters()).element_size()
     measured = getattr(module, "working_values_per_pixel", None)
@@ -121,7 +121,7 @@ def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
         write_scale=1,
         halo=tiles_halo(stages) if stages else cells_of(getattr(vae, "encoder_halo", None), factor),
         align=1,
-        bytes_per_pixel=memory(vae, "encode", factor),
+        bytes_per_pixel=bytes_per_pixel(vae, "encode", factor),
         stages=stages,
     )
 
@@ -139,7 +139,7 @@ def decoder(vae: nn.Module) -> Network:
         write_scale=factor,
         halo=tiles_halo(stages) if stages else cells_of(getattr(vae, "decoder_halo", None), factor),
         align=1,
-        bytes_per_pixel=memory(vae, "decode", factor),
+        bytes_per_pixel=bytes_per_pixel(vae, "decode", factor),
         stages=stages,
     )
 
@@ -167,7 +167,7 @@ def unet(module: nn.Module, factor: int, timestep: Timestep, prompt_embeds: Tens
         write_scale=1,
         halo=cast("int | None", getattr(module, "halo", None)),
         align=unet_alignment(module),
-        bytes_per_pixel=memory(module, "unet", factor),
+        bytes_per_pixel=bytes_per_pixel(module, "unet", factor),
         attends=prompt_width(module) is not None,
     )
 
@@ -202,9 +202,9 @@ def work_memory(device: torch.device) -> float:
 
 
 def tiles_at_once(
-    network: Network, height: int, width: int, tile: int | None, memory: float, device: torch.device
+    network: Network, height: int, width: int, tile: int | None, budget: float, device: torch.device
 ) -> int:
-    """How many tiles of height x width latents run as one batch within `memory` bytes.
+    """How many tiles of height x width latents run as one batch within `budget` bytes.
 
     Blended ones on a GPU only, where a small tile leaves most of it idle. On a CPU a batch is no faster by much, and
     between tiles is where a run can be cancelled.
@@ -212,11 +212,11 @@ def tiles_at_once(
     if tile is None or network.halo is not None or device.type == "cpu":
         return 1
     one = tiles.working_memory(min(tile, height), min(tile, width), network.bytes_per_cell)
-    return max(1, min(MOST_TILES, int(memory // one)))
+    return max(1, min(MOST_TILES, int(budget // one)))
 
 
 def predicted_memory(
-    network: Network, height: int, width: int, tile: int | None, memory: float, device: torch.device
+    network: Network, height: int, width: int, tile: int | None, budget: float, device: torch.device
 ) -> int:
     """Bytes that a network will work in over height x width latents, with the `tile` of `choose_tile`.
 
@@ -225,20 +225,20 @@ def predicted_memory(
         height: latents of the picture.
         width: latents of the picture.
         tile: side in latents, None for untiled.
-        memory: bytes that it may work in, see `work_memory`.
+        budget: bytes that it may work in, see `work_memory`.
         device: where it computes.
     """
     if tile is None:
         return tiles.working_memory(height, width, network.bytes_per_cell)
     if network.stages:
         size = network.module_dtype.itemsize
-        return int(size * schedule.working_values(network.stages, height, width, tile, memory / size))
+        return int(size * schedule.working_values(network.stages, height, width, tile, budget / size))
     side = tile + 2 * (network.halo or 0)
     one = tiles.working_memory(min(side, height), min(side, width), network.bytes_per_cell)
-    return one * tiles_at_once(network, height, width, tile, memory, device)
+    return one * tiles_at_once(network, height, width, tile, budget, device)
 
 
-def describe_tiles(network: Network, height: int, width: int, tile: int | None, memory: float) -> str:
+def describe_tiles(network: Network, height: int, width: int, tile: int | None, budget: float) -> str:
     """In words, how `run_tiled` goes over height x width latents."""
     if tile is None:
         return "untiled"
@@ -246,7 +246,7 @@ def describe_tiles(network: Network, height: int, width: int, tile: int | None, 
     if network.halo is None:
         return f"{pixels} (blended)"
     if network.stages:
-        groups = schedule.plan(network.stages, height, width, tile, memory / network.module_dtype.itemsize)
+        groups = schedule.plan(network.stages, height, width, tile, budget / network.module_dtype.itemsize)
         if not {"tiles", "windows"} & {group.way for group in groups}:
             return "untiled, in layers"
         return f"{pixels} (normalised as one picture)"
@@ -260,7 +260,7 @@ def run_tiled(
     overlap: int,
     on_tile: Callable[[int, int], None] | None,
     device: torch.device | None = None,
-    memory: float = 0,
+    budget: float = 0,
 ) -> Tensor:
     """The network over the whole of `x`, fp32, where x lies: tile by tile, so that x may be larger than the device.
 
@@ -271,7 +271,7 @@ def run_tiled(
         overlap: latents that blended tiles share, at most half a tile.
         on_tile: called after every tile.
         device: where the network computes; by default where x lies.
-        memory: bytes of it to work in: the more, the more exact a network in stages, and the more tiles at once.
+        budget: bytes of it to work in: the more, the more exact a network in stages, and the more tiles at once.
     """
     scales: Any = {"read_scale": network.read_scale, "write_scale": network.write_scale}
     device = device or x.device
@@ -280,11 +280,11 @@ def run_tiled(
         on_tile = giving_back(on_tile)
     if network.stages and tile is not None:
         wake(network.module)
-        values = memory / network.module_dtype.itemsize
+        values = budget / network.module_dtype.itemsize
         return schedule.run(network.stages, x, tile, values, device, on_tile)
     if network.halo is None:
         shared = min(overlap, tile // 2) if tile else 0
-        batch = tiles_at_once(network, *tiles.cells(x, network.read_scale), tile, memory, device)
+        batch = tiles_at_once(network, *tiles.cells(x, network.read_scale), tile, budget, device)
         return tiles.overlap_tiled(network.call, x, tile, shared, **scales, batch=batch, device=device, on_tile=on_tile)
     return tiles.halo_tiled(
         network.call,
@@ -351,14 +351,14 @@ def run(
         CheckpointError: the result is not finite even in fp32.
     """
     settle(network.module)
-    cells, memory = tiles.cells(x, network.read_scale), work_memory(device)
+    cells = tiles.cells(x, network.read_scale)
     overlap = (DEFAULT_OVERLAP if tile_overlap is None else tile_overlap) // network.factor
     on_tile = None if callback is None else partial(callback, network.stage)
     wide = False
     side = chosen = choose_tile(network, *cells, tile, device)
     while True:
         out = None
-        budget = memory if side == chosen else 0  # in smaller tiles than predicted, nothing beyond them fits
+        budget = work_memory(device) if side == chosen else 0  # nothing fits beyond tiles smaller than predicted
         try:
             with in_fp32(network.module) if wide else nullcontext():
                 out = run_tiled(network, x, side, overlap, on_tile, device, budget)
@@ -387,7 +387,7 @@ def is_finite(x: Tensor) -> bool:
 
 
 def giving_back(on_tile: tiles.TileCallback | None) -> tiles.TileCallback:
-    """The same, after what a tile has left in the heap went back to the system."""
+    """The same, after freed heap memory was returned to the operating system."""
 
     def after(done: int, total: int) -> None:
         heap.give_back()

@@ -95,7 +95,7 @@ def plan_halo(length: int, tile: int, halo: int, align: int = 1) -> tuple[Span, 
 class Sink:
     """A result that is put together from tiles, on another device than theirs perhaps.
 
-    From a CUDA device a tile is copied to pinned memory behind its computation, and put in its place once the next tile
+    From a CUDA device a tile is copied to pinned memory after its computation, and put in its place once the next tile
     is under way: this thread waits for no tile before it has told the device what to do next.
 
     Args:

@@ -43,7 +43,7 @@ def run(
     stages: Stages,
     x: Tensor,
     tile: int,
-    memory: float,
+    budget: float,
     device: torch.device,
     on_tile: tiles.TileCallback | None = None,
 ) -> Tensor:
@@ -53,7 +53,7 @@ def run(
         stages: the network.
         x: [B, C, h * read_scale, w * read_scale], anywhere.
         tile: side of a tile in cells, for stages that are tiled.
-        memory: values that a stage may hold when it is run by layers.
+        budget: values that a stage may hold when it is run by layers.
         device: where the network computes.
         on_tile: called after every tile of every layer, survey and result, and after every run of a sample.
 
@@ -61,7 +61,7 @@ def run(
         [B, C', h * write_scale, w * write_scale] fp32 where x lies.
     """
     cells = tiles.cells(x, stages[0].read_scale)
-    groups = plan(stages, *cells, tile, memory)
+    groups = plan(stages, *cells, tile, budget)
     step = Steps(len(x) * sum(count(group, *cells, tile) for group in groups), on_tile)
     results: list[Tensor] = []
     for y in x.chunk(len(x)):
@@ -103,30 +103,30 @@ class Steps:
             self.on_tile(self.done, self.total)
 
 
-def plan(stages: Stages, height: int, width: int, tile: int, memory: float) -> list[Group]:
+def plan(stages: Stages, height: int, width: int, tile: int, budget: float) -> list[Group]:
     """How a network is run over height x width cells."""
     one_tile = max(work(stage, tile**2) for stage in stages)
 
     def way(stage: Stage) -> Way:
-        return choose_way(stage, height * width, one_tile, memory)
+        return choose_way(stage, height * width, one_tile, budget)
 
     return [Group(way, tuple(members)) for way, members in groupby(stages, key=way)]
 
 
-def choose_way(stage: Stage, cells: int, one_tile: float, memory: float) -> Way:
+def choose_way(stage: Stage, cells: int, one_tile: float, budget: float) -> Way:
     """How a stage is run over so many cells.
 
     Args:
         stage: one of a network.
         cells: of the picture.
         one_tile: values that it may hold when it is run whole.
-        memory: values that it may hold when it is run by layers.
+        budget: values that it may hold when it is run by layers.
     """
     if stage.scale == 1:
         return "whole" if cells <= WHOLE_CELLS else "windows"
     if work(stage, cells) <= one_tile:
         return "whole"
-    return "layers" if layers_values(stage, cells) <= memory else "tiles"
+    return "layers" if layers_values(stage, cells) <= budget else "tiles"
 
 
 def work(stage: Stage, cells: float) -> float:
@@ -137,9 +137,9 @@ def work(stage: Stage, cells: float) -> float:
     return max(before, inside, attention) * stage.scale**2 * cells
 
 
-def working_values(stages: Stages, height: int, width: int, tile: int, memory: float) -> float:
+def working_values(stages: Stages, height: int, width: int, tile: int, budget: float) -> float:
     """Values that a network is predicted to hold at its peak over height x width cells, on the device."""
-    groups = plan(stages, height, width, tile, memory)
+    groups = plan(stages, height, width, tile, budget)
     held = [0, *(height * width * kept_on_device(group) for group in groups)]
     return max(group_values(group, height, width, tile) + given for group, given in zip(groups, held, strict=False))
 

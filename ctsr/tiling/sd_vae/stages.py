@@ -91,7 +91,7 @@ class Stage:
 
     @property
     def result_width(self) -> int:
-        """Channels behind its resnets."""
+        """Channels after its resnets."""
         return int(cast(Any, self.resnets[-1]).out_channels)
 
     @property

@@ -2,9 +2,11 @@
 
 from comfy_api.latest import ComfyExtension, io
 
+from .auto_t import CTSRAutoT
 from .decode import TiledVAEDecode
 from .encode import TimeAwareEncode
 from .load import LoadCTSR
+from .report import CTSRReport
 from .sweep import CTSRSweep
 from .tradeoff import TradeoffT
 from .unet import OneStepSRUNet
@@ -13,7 +15,7 @@ from .video import CTSRUpscaleVideo
 
 
 class CTSRExtension(ComfyExtension):
-    """Five nodes of a graph, one for beginners, one for videos, one to compare."""
+    """Five nodes of a graph, one for beginners, one for videos, three to compare and choose."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -25,4 +27,6 @@ class CTSRExtension(ComfyExtension):
             CTSRUpscale,
             CTSRUpscaleVideo,
             CTSRSweep,
+            CTSRAutoT,
+            CTSRReport,
         ]

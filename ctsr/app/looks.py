@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..assess.limits import LIMITS
-from ..assess.report import Report, report
+from ..assess.maps import departure_mask
+from ..assess.report import Report, report, rows
 from ..images.picture import Picture
 from ..images.read import read_picture
 from ..whole_file import whole_file
@@ -76,12 +76,11 @@ def write_report(source: Path, result: Path, target: Path, model: LazyPipeline |
     check_page(target, [source, result])
     picture, made = read_picture(source), read_picture(result)
     found = report(picture.rgb, made.rgb.clamp(0, 1), None if model is None else faithful_result(model, picture, made))
-    size = made.rgb.shape[-2:]
-    departs = F.interpolate(found.departure_map.div(2 * LIMITS.departure).clamp(0, 1), size=size)
+    size = (made.height, made.width)
     shown = [
         show_picture(f"input: {source.name}", picture),
         show_picture(f"result: {result.name}", made),
-        show_map("map: departs from the input", departs),
+        show_map("map: departs from the input", departure_mask(found, size)),
         show_map("map: detail that was added", found.added_map),
         show_map("map: texture that is gone", F.interpolate(found.lost_map, size=size)),
     ]
@@ -98,21 +97,6 @@ def faithful_result(model: LazyPipeline, picture: Picture, made: Picture) -> Ten
         picture.rgb, 1.0, height=made.height, width=made.width, generator=noise, output_type="pt"
     )
     return made_at_1.images.cpu()
-
-
-def rows(found: Report) -> Iterator[tuple[str, str]]:
-    """The report's numbers as a person reads them."""
-    yield "input: noise", f"σ {255 * found.noise:.1f} of 255"
-    if found.blur is not None:
-        yield "input: blur", f"{found.blur.lens:.1f} px at the sharpest edges, {found.blur.scene:.1f} px at most"
-    yield "input: JPEG squares", f"{255 * found.blocks:.1f} of 255"
-    yield "departs from the input by", f"{found.departure:.2f} × its noise"
-    yield "detail added", f"{found.added:.0%} of the fine contrast"
-    yield "colour cast", ", ".join(f"{255 * value:+.1f}" for value in found.camera.cast) + " of 255 (r, g, b)"
-    yield "shift", f"{found.shift[0]:+.2f}, {found.shift[1]:+.2f} px"
-    yield "halos", f"{found.halo:.1%} of the edges' height"
-    yield "newly black or white", f"{found.clipped:.2%}"
-    yield "seams", str(len(found.seams))
 
 
 def as_json(found: Report, source: Path, result: Path) -> dict[str, Any]:

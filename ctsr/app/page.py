@@ -6,22 +6,19 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from string import Template
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from ..assess.maps import heat
 from ..assess.report import Finding
 from ..images.picture import Picture
 from ..images.tensors import as_pil
 from ..whole_file import whole_file
 
 TEMPLATE = Path(__file__).with_name("page.html")
-HEAT = ((0.0, (0, 0, 40)), (0.35, (110, 20, 120)), (0.7, (240, 100, 40)), (1.0, (255, 255, 190)))
-"""Colours of a map from 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +54,6 @@ def show_picture(name: str, picture: Picture) -> Shown:
 def show_map(name: str, values: Tensor) -> Shown:
     """A map [1, 1, h, w] in [0, 1] in colours from dark to bright."""
     return shown(name, as_pil(heat(values)))
-
-
-def heat(values: Tensor) -> Tensor:
-    """[1, 1, h, w] in [0, 1] -> [1, 3, h, w] in the colours of `HEAT`."""
-    out = torch.zeros(1, 3, *values.shape[-2:])
-    for (low, dark), (high, bright) in pairwise(HEAT):
-        part = ((values - low) / (high - low)).clamp(0, 1)
-        colours = [torch.tensor(colour).view(1, 3, 1, 1) / 255 for colour in (dark, bright)]
-        out = torch.where(values >= low, colours[0] * (1 - part) + colours[1] * part, out)
-    return out
 
 
 def about(findings: Sequence[Finding], rows: Iterable[tuple[str, str]]) -> str:

@@ -1,5 +1,6 @@
 """The fidelity report: what a result changed of its input, in numbers, maps and sentences."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -222,3 +223,24 @@ def whole_picture(report: Report, scale: float) -> list[Finding]:
         text = f"{report.clipped:.1%} of the result is black or white where the input is not"
         found.append(Finding("clipped", report.clipped, None, text))
     return found
+
+
+def rows(found: Report) -> Iterator[tuple[str, str]]:
+    """The report's numbers as a person reads them."""
+    yield "input: noise", f"σ {255 * found.noise:.1f} of 255"
+    if found.blur is not None:
+        yield "input: blur", f"{found.blur.lens:.1f} px at the sharpest edges, {found.blur.scene:.1f} px at most"
+    yield "input: JPEG squares", f"{255 * found.blocks:.1f} of 255"
+    yield "departs from the input by", f"{found.departure:.2f} × its noise"
+    yield "detail added", f"{found.added:.0%} of the fine contrast"
+    yield "colour cast", ", ".join(f"{255 * value:+.1f}" for value in found.camera.cast) + " of 255 (r, g, b)"
+    yield "shift", f"{found.shift[0]:+.2f}, {found.shift[1]:+.2f} px"
+    yield "halos", f"{found.halo:.1%} of the edges' height"
+    yield "newly black or white", f"{found.clipped:.2%}"
+    yield "seams", str(len(found.seams))
+
+
+def lines(found: Report) -> list[str]:
+    """A report as text: findings, then numbers."""
+    findings = [f"• {finding.text}" for finding in found.findings] or ["Nothing to report."]
+    return [*findings, *(f"{name}: {value}" for name, value in rows(found))]

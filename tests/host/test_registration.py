@@ -16,6 +16,8 @@ NODES = {
     "CTSRUpscale": ["IMAGE"],
     "CTSRUpscaleVideo": ["VIDEO"],
     "CTSRSweep": ["IMAGE", "IMAGE"],
+    "CTSRAutoT": ["FLOAT", "STRING"],
+    "CTSRReport": ["MASK", "MASK", "IMAGE", "STRING"],
 }
 
 

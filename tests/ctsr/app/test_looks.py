@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ctsr.app.cli import app
-from ctsr.app.page import heat
+from ctsr.assess.maps import heat
 from ctsr.images.tensors import as_pil, resize
 
 runner = CliRunner()

@@ -451,5 +451,17 @@ def test_what_the_nodes_use_needs_no_more_than_a_host_and_its_requirements():
     assert not [file for file in files if ROOT / "ctsr/app" in file.parents], "the command line is no library"
     names = {name.split(".")[0] for file in files for name in imported_at_import(of_file(file)) if name[0] != "."}
     outside = names - sys.stdlib_module_names - BROUGHT_BY_A_HOST
+    assert outside == {re.split(r"\W", line)[0] for line in requirements()} - {"transformers"}
+
+
+def requirements() -> list[str]:
+    """What ComfyUI's manager installs."""
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert outside == {re.split(r"\W", line)[0] for line in lines if line and not line.startswith("#")}
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_requirements_move_nothing_that_a_host_has():
+    """pip settles them in order: the host's transformers stays, then comes the newest diffusers that goes with it."""
+    first, *others = requirements()
+    assert first == "transformers"
+    assert [line for line in others if re.search(r"[<=~!]=?(?!=)", line.replace(">=", ""))] == []

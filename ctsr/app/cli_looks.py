@@ -50,13 +50,12 @@ def report_command(
     with report_errors(console):
         import torch
 
-        from ..precision import choose_dtype
         from .lazy_pipeline import LazyPipeline
         from .looks import write_report
 
         target = output or Path(f"{result.stem}-report.html")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = None if model == "none" else LazyPipeline(model, choose_dtype("auto", device), device)
+        loaded = None if model == "none" else LazyPipeline(model, "auto", device)
         found = write_report(source, result, target, loaded)
         for finding in found.findings:
             typer.echo(f"{finding.kind}: {finding.text}")

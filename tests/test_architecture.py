@@ -109,6 +109,9 @@ ROOMS = {
 """What each room (a file or folder of ctsr) imports of the others: rooms above it in this table alone."""
 OPTIONAL = {
     "cv2": "a heavy extra of the command line",
+    "fsspec": "addresses of pictures, which only `ctsr batch` takes",
+    "ray": "an extra",
+    "ray.data": "an extra",
     "diffusers.loaders.lora_pipeline": "needs transformers and peft, which are extras",
     "diffusers.loaders.single_file_utils": "needs transformers, an extra",
     "huggingface_hub": "folders on disk need none of it",
@@ -118,7 +121,7 @@ OPTIONAL = {
     "transformers": "an extra",
 }
 """What a function may import when it is called, and why not its file."""
-LAZY = dict.fromkeys(("app/cli.py", "app/cli_looks.py"), "`ctsr --help` starts without torch")
+LAZY = dict.fromkeys(("app/cli.py", "app/cli_batch.py", "app/cli_looks.py"), "`ctsr --help` starts without torch")
 """Files whose functions may import anything."""
 
 

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from ..errors import CTSRError
+from .cli_batch import batch_command
 from .cli_looks import compare_command, report_command
 from .console import Bar, print_scores, report_errors, say, sum_up
 
@@ -397,6 +398,7 @@ def plan_command(
     raise typer.Exit(code)
 
 
+app.command("batch")(batch_command)
 app.command("compare")(compare_command)
 app.command("report")(report_command)
 

@@ -1,0 +1,132 @@
+"""`ctsr batch`: jobs and files without Ray; with it, a cluster that loses a node and gains one."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from ctsr.app import batch
+from ctsr.app.batch import Cluster, Task, Worker, jobs_of, run_batch, write_manifest
+from ctsr.app.cli import app
+from ctsr.app.lazy_pipeline import LazyPipeline
+from ctsr.app.options import Options
+from ctsr.app.plan import Job
+from ctsr.app.upscale import upscale
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Nine pictures in three folders, and one that is broken."""
+    rng = np.random.default_rng(0)
+    for number in range(9):
+        path = tmp_path / "in" / f"{number % 3}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(path)
+    (tmp_path / "in" / "broken.png").write_bytes(b"not a picture")
+    return tmp_path
+
+
+@pytest.fixture
+def task(tiny_mini_file: Path) -> Task:
+    return Task(str(tiny_mini_file), "fp32", Options())
+
+
+def plain(folder: Path, task: Task) -> dict[str, bytes]:
+    """What the same pictures become one after the other on one thread."""
+    model, found = LazyPipeline(task.model, task.precision, torch.device("cpu")), {}
+    for path in sorted((folder / "in").rglob("*/*.png")):
+        name = path.relative_to(folder / "in").as_posix()
+        (folder / "plain" / name).parent.mkdir(parents=True, exist_ok=True)
+        upscale(Job(path, folder / "plain" / name), model, task.options)
+        found[name] = (folder / "plain" / name).read_bytes()
+    return found
+
+
+def results(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*.png")}
+
+
+def test_a_worker_makes_what_the_plain_run_makes_once_and_reports_failures(folder: Path, task: Task) -> None:
+    threads = torch.get_num_threads()
+    try:
+        worker = Worker(task, Cluster(cpus=1))
+        expected = plain(folder, task)
+        jobs = jobs_of([str(folder / "in")], str(folder / "out"))
+        for states in ({"done": 9, "failed": 1}, {"skipped": 9, "failed": 1}):
+            lines = [worker({"source": source, "target": target}) for source, target in jobs]
+            assert {state: sum(line["state"] == state for line in lines) for state in states} == states
+        assert "broken.png" in next(line["detail"] for line in lines if line["state"] == "failed")
+        assert results(folder / "out") == expected
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_addresses_are_read_and_written_through_files_of_the_node(folder: Path, task: Task) -> None:
+    memory = import_module("fsspec").filesystem("memory")
+    memory.put(str(folder / "in"), "/bucket/in", recursive=True)
+    jobs = jobs_of(["memory://bucket/in"], "memory://bucket/out")
+    assert len(jobs) == 10
+    worker = Worker(task, Cluster(cpus=torch.get_num_threads()))
+    for state in ("done", "skipped"):
+        lines = {source: worker({"source": source, "target": target}) for source, target in jobs}
+        assert sum(line["state"] == state for line in lines.values()) == 9
+    assert Image.open(memory.open("/bucket/out/0/3.png")).size == (32, 32)
+    assert not memory.exists("/bucket/out/broken.png")
+
+
+def test_the_manifest_appears_whole(tmp_path: Path) -> None:
+    lines = [{"source": "a", "state": "done"}, {"source": "b", "state": "failed"}]
+    passed = write_manifest(iter(lines), tmp_path)
+    next(passed)
+    assert not (tmp_path / "manifest.jsonl").exists()
+    assert [*passed] == lines[1:]
+    assert [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()] == lines
+
+
+def test_without_ray_and_with_wrong_words_there_is_one_sentence(
+    folder: Path, tiny_mini_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    words = ["batch", str(folder / "in"), "-o", str(folder / "out"), "--model", str(tiny_mini_file)]
+    said = CliRunner().invoke(app, words)
+    assert (said.exit_code, 'pip install "ctsr[ray]"' in said.output) == (2, True)
+    for more, sentence in (
+        (["--workers", "0"], "1 or more workers"),
+        (["--precision", "fp8"], "choose auto, fp32"),
+        (["-o", "s3://bucket/out"], "say with --manifest"),
+    ):
+        said = CliRunner().invoke(app, [*words, *more])
+        assert (said.exit_code, sentence in " ".join(said.output.split())) == (2, True), said.output
+    (folder / "empty").mkdir()
+    for output in (str(folder / "out"), "memory://out"):
+        with pytest.raises(ValueError, match="No pictures in"):
+            jobs_of([str(folder / "empty")], output)
+
+
+@pytest.mark.slow
+def test_a_cluster_that_loses_a_node_and_gains_one_makes_every_picture_once(folder: Path, task: Task) -> None:
+    pytest.importorskip("ray")
+    nodes: Any = import_module("ray.cluster_utils").Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8}
+    )
+    lost = nodes.add_node(num_cpus=1, object_store_memory=10**8)
+    jobs, seen = jobs_of([str(folder / "in")], str(folder / "out")), list[dict[str, Any]]()
+    try:
+        for line in run_batch(jobs, task, Cluster(nodes.address, workers=2, cpus=1)):
+            seen.append(line)
+            if len(seen) == 3:
+                nodes.remove_node(lost, allow_graceful=False)
+                nodes.add_node(num_cpus=1, object_store_memory=10**8)
+    finally:
+        nodes.shutdown()
+    assert sorted(line["source"] for line in seen) == sorted(source for source, _ in jobs)
+    assert {line["state"] for line in seen} - {"skipped"} == {"done", "failed"}
+    assert results(folder / "out") == plain(folder, task)
+    assert batch.MANIFEST not in [path.name for path in (folder / "out").iterdir()]

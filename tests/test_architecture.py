@@ -101,8 +101,11 @@ ROOMS = {
     "runtime": "errors models tiling",
     "pipeline": "assess checkpoints errors families images models precision runtime tiling",
     "load": "checkpoints pipeline",
+    "modular": "checkpoints images pipeline runtime",
+    "publish": "checkpoints errors models modular pipeline",
     "convert": "checkpoints errors families load models pipeline",
-    "app": "assess checkpoints convert errors families images load pipeline precision runtime tiling whole_file",
+    "app": "assess checkpoints convert errors families images load pipeline precision publish runtime tiling "
+    "whole_file",
     "__init__": "errors families models pipeline",
     "__main__": "app",
 }
@@ -121,7 +124,9 @@ OPTIONAL = {
     "transformers": "an extra",
 }
 """What a function may import when it is called, and why not its file."""
-LAZY = dict.fromkeys(("app/cli.py", "app/cli_batch.py", "app/cli_looks.py"), "`ctsr --help` starts without torch")
+LAZY = dict.fromkeys(
+    ("app/cli.py", "app/cli_batch.py", "app/cli_hub.py", "app/cli_looks.py"), "`ctsr --help` starts without torch"
+)
 """Files whose functions may import anything."""
 
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from ..errors import CTSRError
 from .cli_batch import batch_command
+from .cli_hub import hub_folder_command
 from .cli_looks import compare_command, report_command
 from .console import Bar, print_scores, report_errors, say, sum_up
 
@@ -401,6 +402,7 @@ def plan_command(
 app.command("batch")(batch_command)
 app.command("compare")(compare_command)
 app.command("report")(report_command)
+app.command("hub-folder")(hub_folder_command)
 
 
 # --------------------------------------------------------------------------------------------------------- arguments

@@ -18,7 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("Modular Diffusers needs a newer release: pip install -U 'diffusers>=0.37'.") from error
 
-from .checkpoints.own import COMPONENTS
+from .checkpoints import own
 from .images.color_fix import check_color_fix
 from .images.inputs import as_tensors
 from .images.tensors import as_output, as_pil, map_to_latents
@@ -33,7 +33,7 @@ Config: Any = modular_pipeline_utils.ConfigSpec
 Input: Any = modular_pipeline_utils.InputParam
 Output: Any = modular_pipeline_utils.OutputParam
 
-SETTINGS = ("family", "parameterization", "encoder_timesteps", "color_fix", "time_aware_unet")
+SETTINGS = tuple(name for name in own.SETTINGS if name != "about")
 """Of `CTSRPipeline`, as configuration of the modular pipeline."""
 DEFAULTS = {"family": "ctsr", "color_fix": "wavelet", "time_aware_unet": False}
 TILING = (
@@ -46,7 +46,7 @@ TIMESTEP = Input("timestep", description="of the encoder instead of the checkpoi
 
 def pipeline_of(components: Any) -> CTSRPipeline:
     """The pipeline of a modular pipeline's networks and settings, made anew when one of them has changed."""
-    parts: dict[str, Any] = {name: getattr(components, name, None) for name in COMPONENTS}
+    parts: dict[str, Any] = {name: getattr(components, name, None) for name in own.COMPONENTS}
     settings = {name: components.config.get(name, DEFAULTS.get(name)) for name in SETTINGS}
     known: CTSRPipeline | None = getattr(components, "_ctsr_pipeline", None)
     if (
@@ -71,7 +71,7 @@ class CTSRStep(Blocks):
     @property
     def expected_components(self) -> list[Any]:
         """The networks; `prompt_embeddings` and `unet_variant` are for some families alone."""
-        return [Component(name) for name in COMPONENTS]
+        return [Component(name) for name in own.COMPONENTS]
 
     @property
     def expected_configs(self) -> list[Any]:

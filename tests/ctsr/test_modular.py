@@ -28,7 +28,7 @@ def picture(batch: int = 1) -> Tensor:
 def of(pipeline: CTSRPipeline) -> Any:
     """The modular form of a pipeline, with its networks."""
     made = modular.CTSRBlocks().init_pipeline()
-    parts = {name: part for name in modular.COMPONENTS if (part := getattr(pipeline, name)) is not None}
+    parts = {name: part for name in modular.own.COMPONENTS if (part := getattr(pipeline, name)) is not None}
     made.update_components(**parts, **{name: pipeline.config[name] for name in modular.SETTINGS})
     return made
 

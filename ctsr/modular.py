@@ -145,7 +145,10 @@ class BlendStep(CTSRStep):
     inputs = (
         Input("endpoints", list, required=True, description="of the endpoints block"),
         Input("encoded", list, required=True, description="of the encode block"),
-        Input("t", description="from 0 (most realistic) to 1 (most faithful), one or one a picture; 0.5 by default"),
+        Input(
+            "t",
+            description="from 0 (most realistic) to 1 (most faithful), one or one a picture, or auto; 0.5 by default",
+        ),
         Input("t_map", description="a map of t instead, see CTSRPipeline"),
     )
     intermediate_outputs = (Output("latents", list, "scaled latents [1, C, h, w] for each picture"),)
@@ -155,6 +158,9 @@ class BlendStep(CTSRStep):
         dials = pipe.check_dials(state.t, state.t_map, len(state.endpoints))
         blended: list[torch.Tensor] = []
         for ends, encoded, dial in zip(state.endpoints, state.encoded, dials, strict=True):
+            if dial is None:  # t="auto"
+                choice = pipe.choose_t(encoded.reference, ends)
+                dial = choice.t if choice.t_map is None else choice.t_map
             if isinstance(dial, torch.Tensor):
                 cells = (ends.z0.shape[-2], ends.z0.shape[-1])
                 dial = map_to_latents(dial, encoded.size, cells, pipe.vae_scale_factor).to(ends.z0.device)

@@ -40,7 +40,13 @@ def pipeline(request: pytest.FixtureRequest) -> CTSRPipeline:
 
 def test_the_blocks_give_what_the_pipeline_gives(pipeline):
     made, ramp = of(pipeline), torch.linspace(0, 1, 13).expand(9, 13)
-    for options in ({"t": 0.3}, {"t": [0.0, 1.0]}, {"t_map": ramp}, {"t": 0.3, "height": 20, "color_fix": "adain"}):
+    for options in (
+        {"t": 0.3},
+        {"t": [0.0, 1.0]},
+        {"t_map": ramp},
+        {"t": "auto"},
+        {"t": 0.3, "height": 20, "color_fix": "adain"},
+    ):
         expected = pipeline(picture(2), output_type="pt", **options).images
         assert torch.equal(made(image=picture(2), output_type="pt", output="images", **options), expected)
     as_pictures = made(image=picture(), output="images")

@@ -17,6 +17,8 @@ from .windows import local_mean, luma
 
 NO_EDGES = 1.5
 """Blur in pixels that stands for a picture without edges."""
+PLAIN_SQUARES = 1.0
+"""log(1 + step) of JPEG squares as plain as counts: 1.7 of 255."""
 MATTERS = 0.15
 """Change of the logit of t from which a feature is a reason."""
 
@@ -49,7 +51,7 @@ class Traits:
     def features(self) -> tuple[float, ...]:
         """Numbers in the order of `tuned.FEATURES`."""
         width = NO_EDGES if self.blur is None else self.blur.lens
-        return (math.log1p(255 * self.noise), width, math.log1p(255 * self.blocks), self.texture)
+        return (math.log1p(255 * self.noise), width, min(math.log1p(255 * self.blocks), PLAIN_SQUARES), self.texture)
 
 
 def traits(picture: Tensor) -> Traits:

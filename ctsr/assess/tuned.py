@@ -4,7 +4,7 @@ t = sigmoid(bias + sum of weight * (feature - mean) / deviation).
 """
 
 FEATURES = ("noise", "blur", "blocks", "texture")
-MEAN = (1.0, 0.8, 0.5, 0.5)
-DEVIATION = (0.7, 0.5, 0.5, 0.25)
-WEIGHT = (0.0, 0.0, 0.0, 0.0)
-BIAS = 0.0
+MEAN = (1.216, 0.525, 0.438, 0.280)
+DEVIATION = (0.789, 0.676, 0.357, 0.244)
+WEIGHT = (-0.002, 0.010, -1.109, -0.003)
+BIAS = -0.073

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.browser
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.json"))
 RELEASED = sorted((ROOT / "tests" / "nodes" / "workflows").glob("*/*.json"))
-PICTURES = [path for path in EXAMPLES if path.stem != "Upscale a video"]
+VIDEO_EXAMPLE = ROOT / "examples" / "Upscale a video.json"
+PICTURES = [path for path in EXAMPLES if path != VIDEO_EXAMPLE]
 LARGE = [4 * side for side in SIZE]
 
 
@@ -77,9 +78,19 @@ def test_a_workflow_of_an_earlier_release_keeps_its_values_and_runs(browser: Bro
     assert browser.run().ending == "execution_success"
 
 
-def test_a_dropped_video_is_enlarged_with_its_sound_and_speed(browser: Browser, server: ComfyServer):
-    path = ROOT / "examples" / "Upscale a video.json"
-    drop(browser, path)
+def test_the_video_example_runs_as_shipped(browser: Browser, server: ComfyServer):
+    drop(browser, VIDEO_EXAMPLE)
+    run = browser.run()
+    assert run.ending == "execution_success"
+    ((video,),) = [output["images"] for output in run.executed.values()]
+    made = json.loads(run_video(server, "read", server.output(video)))
+    assert (made["width"], made["height"], made["frames"]) == (2 * SIZE[0], 2 * SIZE[1], 3)
+
+
+def test_a_loaded_video_is_enlarged_with_its_sound_and_speed(browser: Browser, server: ComfyServer):
+    drop(browser, VIDEO_EXAMPLE)
+    browser.add("LoadVideo", {"file": "example.mp4"})
+    browser.connect([("LoadVideo", "VIDEO", "CTSRUpscaleVideo", "video")])
     run = browser.run()
     assert run.ending == "execution_success"
     ((video,),) = [output["images"] for output in run.executed.values()]

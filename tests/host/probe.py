@@ -18,6 +18,7 @@ from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
+import comfy.ops
 import folder_paths
 import numpy as np
 import psutil
@@ -219,7 +220,7 @@ def device_of(size: float) -> Iterator[None]:
 
 def other_model(size: int) -> Any:
     """A patcher of the host's own kind with `size` bytes of weights."""
-    weights = torch.nn.Linear(size // 4, 1, bias=False)
+    weights = comfy.ops.manual_cast.Linear(size // 4, 1, bias=False)
     return comfy.model_patcher.ModelPatcher(weights, DEVICE, torch.device("cpu"))
 
 

@@ -31,14 +31,14 @@ Dial: TypeAlias = float | Sequence[float] | Tensor
 TRAIN_TIMESTEPS = 1000
 
 
-def scaled_linear_alphas_cumprod(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+def _scaled_linear_alphas_cumprod(beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
     """alpha_bar of the scaled-linear schedule of SD 2.1-base: [1000] fp64, falling from 0.99915 to 0.00466."""
     roots = torch.linspace(beta_start**0.5, beta_end**0.5, TRAIN_TIMESTEPS, dtype=torch.float64, device="cpu")
     return torch.cumprod(1 - roots**2, dim=0)
 
 
-ALPHAS_CUMPROD = scaled_linear_alphas_cumprod()
-ALPHA_BARS: tuple[float, ...] = tuple(ALPHAS_CUMPROD.tolist())
+ALPHAS_CUMPROD = _scaled_linear_alphas_cumprod()
+_ALPHA_BARS = tuple(float(bar) for bar in ALPHAS_CUMPROD.unbind())
 
 
 def alpha_bar(timestep: Timestep) -> Tensor:
@@ -115,7 +115,7 @@ def check_dial(name: str, t: Dial) -> None:
         raise ValueError(f"{name} {given}: give a number from 0 (most realistic) to 1 (most faithful).")
 
 
-def dial_tensor(t: Dial, z: Tensor) -> Tensor:
+def _dial_tensor(t: Dial, z: Tensor) -> Tensor:
     """`t` as fp32 on z's device, in a shape that broadcasts to z [B, C, h, w]. Raises ValueError as `blend` says."""
     check_dial("t", t)
     dial = torch.as_tensor(t, dtype=torch.float32, device=z.device)
@@ -147,7 +147,7 @@ def blend(endpoints: Endpoints, t: Dial) -> Tensor:
         ValueError: t is not finite, outside [0, 1], or of another shape.
     """
     z0 = endpoints.z0
-    dial = dial_tensor(t, z0)
+    dial = _dial_tensor(t, z0)
     z = z0
     if endpoints.delta is not None:
         z = z + dial * endpoints.delta
@@ -256,7 +256,7 @@ class Family:
         """Largest |b| of the passes: how much an error of the UNet's output grows in z0; 14.6 for noise at 999."""
         if self.parameterization != "epsilon":
             return 1.0
-        return max(math.sqrt((1 - abar) / abar) for abar in (ALPHA_BARS[step] for step in self.timesteps))
+        return max(math.sqrt((1 - abar) / abar) for abar in (_ALPHA_BARS[step] for step in self.timesteps))
 
     @property
     def has_dial(self) -> bool:

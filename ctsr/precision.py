@@ -18,7 +18,7 @@ ERRORS = {torch.bfloat16: 0.0145, torch.float16: 0.0018, torch.float32: 0.0}
 Measured by benchmarks/precision.py. Rounding the weights alone to bf16 makes .0056, so that no choice of layers that
 compute in fp32 would do.
 """
-LARGEST_ERROR = 0.03
+_LARGEST_ERROR = 0.03
 """RMS error that rounding may give z0, whose own RMS is about 1."""
 
 
@@ -27,11 +27,11 @@ def cpu_has_bf16() -> bool:
     if not torch.backends.mkldnn.is_available():  # builds without it lack the operator, too
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported()) and any(
-        probe() for probe in (getattr(torch.cpu, name, None) for name in CPU_PROBES) if probe is not None
+        probe() for probe in (getattr(torch.cpu, name, None) for name in _CPU_PROBES) if probe is not None
     )
 
 
-CPU_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
+_CPU_PROBES = ("_is_avx512_bf16_supported", "_is_amx_tile_supported", "_is_arm_bf16_supported")
 
 
 def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -51,8 +51,8 @@ def choose_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def is_accurate(dtype: torch.dtype, gain: float) -> bool:
-    """Whether a UNet in `dtype` gives z0 with an error of at most `LARGEST_ERROR`; `gain`: see `Family.gain`."""
-    return gain * ERRORS[dtype] <= LARGEST_ERROR
+    """Whether a UNet in `dtype` gives z0 with an error of at most `_LARGEST_ERROR`; `gain`: see `Family.gain`."""
+    return gain * ERRORS[dtype] <= _LARGEST_ERROR
 
 
 def accurate_dtype(dtype: torch.dtype, gain: float, device: torch.device) -> torch.dtype:

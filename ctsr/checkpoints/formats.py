@@ -49,11 +49,11 @@ def pickled(what: str, names: frozenset[str]) -> Format:
     return Format(what, remedy, lambda contents: contents.kind == "pickle" and contents.keys == names, names)
 
 
-UNET_LISTS = frozenset(f"unet_lora_{part}_modules" for part in ("encoder", "decoder", "others"))
-OSEDIFF_KEYS = UNET_LISTS | {"vae_lora_encoder_modules", "rank_unet", "rank_vae", "state_dict_unet", "state_dict_vae"}
+_UNET_LISTS = frozenset(f"unet_lora_{part}_modules" for part in ("encoder", "decoder", "others"))
+OSEDIFF_KEYS = _UNET_LISTS | {"vae_lora_encoder_modules", "rank_unet", "rank_vae", "state_dict_unet", "state_dict_vae"}
 TADSR_KEYS = OSEDIFF_KEYS | {"state_dict_vae_time"}
 PISA_KEYS = frozenset(
-    {f"{name}_{kind}" for name in (*UNET_LISTS, "lora_rank_unet") for kind in ("pix", "sem")} | {"state_dict_unet"}
+    {f"{name}_{kind}" for name in (*_UNET_LISTS, "lora_rank_unet") for kind in ("pix", "sem")} | {"state_dict_unet"}
 )
 OSEDIFF = pickled("an OSEDiff checkpoint", OSEDIFF_KEYS)
 TADSR = pickled("a TADSR checkpoint", TADSR_KEYS)
@@ -63,15 +63,15 @@ PUBLISHED = (OSEDIFF, TADSR, PISA)
 SD_UNET = "model.diffusion_model."
 SD_VAE = "first_stage_model."
 SD_TEXT = "cond_stage_model.model."
-SD_PARTS = {SD_UNET + "input_blocks.0.0.weight", SD_VAE + "encoder.conv_in.weight", SD_TEXT + "ln_final.weight"}
+_SD_PARTS = {SD_UNET + "input_blocks.0.0.weight", SD_VAE + "encoder.conv_in.weight", SD_TEXT + "ln_final.weight"}
 """Of a file with the original repository's names and all three networks."""
-BASE_REMEDY = "name it with --base in `ctsr convert`, beside a checkpoint of OSEDiff, PiSA-SR or TADSR"
+_BASE_REMEDY = "name it with --base in `ctsr convert`, beside a checkpoint of OSEDiff, PiSA-SR or TADSR"
 SD_FOLDER = Format(
     "a Stable Diffusion folder",
-    BASE_REMEDY,
+    _BASE_REMEDY,
     lambda contents: contents.kind == "folder" and {"unet", "vae"} <= contents.keys and not contents.is_ours,
 )
-SD_FILE = Format("a Stable Diffusion 2.x file", BASE_REMEDY, lambda contents: contents.keys >= SD_PARTS)
+SD_FILE = Format("a Stable Diffusion 2.x file", _BASE_REMEDY, lambda contents: contents.keys >= _SD_PARTS)
 BASES = (SD_FOLDER, SD_FILE)
 
 # ------------------------------------------------------------------------------------------------------------ refusals

@@ -14,8 +14,8 @@ import torch
 from ..errors import CheckpointError, first_line
 from ..precision import accurate_dtype, choose_dtype
 
-STEM = "diffusion_pytorch_model"
-SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
+_STEM = "diffusion_pytorch_model"
+_SPREADING = ("auto", "balanced", "balanced_low_0", "sequential")
 """Strategies of accelerate's, not devices."""
 
 DTypeOption = torch.dtype | str | Mapping[str, torch.dtype] | None
@@ -31,14 +31,14 @@ class HubOptions(TypedDict, total=False):
     token: str | bool | None
 
 
-def weight_files(variant: str | None, use_safetensors: bool) -> tuple[str, ...]:
+def _weight_files(variant: str | None, use_safetensors: bool) -> tuple[str, ...]:
     """Names in a component's folder, as patterns: one file, shards by the new and the old naming, and their index."""
     dotted, suffix = f".{variant}" if variant else "", ".safetensors" if use_safetensors else ".bin"
     return (
-        f"{STEM}{dotted}{suffix}",
-        f"{STEM}{dotted}-?????-of-?????{suffix}",
-        f"{STEM}-?????-of-?????{dotted}{suffix}",
-        f"{STEM}{suffix}.index{dotted}.json",
+        f"{_STEM}{dotted}{suffix}",
+        f"{_STEM}{dotted}-?????-of-?????{suffix}",
+        f"{_STEM}-?????-of-?????{dotted}{suffix}",
+        f"{_STEM}{suffix}.index{dotted}.json",
     )
 
 
@@ -53,7 +53,7 @@ def fetch(
     library: Any = import_module("huggingface_hub")
     patterns = ["model_index.json"]
     patterns += [
-        f"{component}/{file}" for component in components for file in files_of(component, variant, use_safetensors)
+        f"{component}/{file}" for component in components for file in _files_of(component, variant, use_safetensors)
     ]
     try:
         return Path(library.snapshot_download(name, allow_patterns=patterns, **options))
@@ -62,12 +62,12 @@ def fetch(
         raise CheckpointError(f"{message}: check the name, the connection and your token.") from error
 
 
-def files_of(component: str, variant: str | None, use_safetensors: bool) -> tuple[str, ...]:
+def _files_of(component: str, variant: str | None, use_safetensors: bool) -> tuple[str, ...]:
     """Names in a component's folder, as patterns: diffusers' weights, or what transformers reads of a text encoder."""
     if component == "tokenizer":
         return ("*.json", "merges.txt")
     if component != "text_encoder":
-        return ("config.json", *weight_files(variant, use_safetensors))
+        return ("config.json", *_weight_files(variant, use_safetensors))
     dotted = f".{variant}" if variant else ""
     stem, suffix = ("model", ".safetensors") if use_safetensors else ("pytorch_model", ".bin")
     index = f"{stem}{suffix}.index{dotted}.json"
@@ -76,10 +76,10 @@ def files_of(component: str, variant: str | None, use_safetensors: bool) -> tupl
 
 def check_weights(folder: Path, components: Collection[str], variant: str | None, use_safetensors: bool) -> None:
     """Raises CheckpointError where a component's folder holds other weights than those that are asked for."""
-    wanted = weight_files(variant, use_safetensors)
+    wanted = _weight_files(variant, use_safetensors)
     for component in components:
         own = folder / component
-        others = sorted(file.name for file in own.glob(f"{STEM}*") if file.suffix in (".safetensors", ".bin"))
+        others = sorted(file.name for file in own.glob(f"{_STEM}*") if file.suffix in (".safetensors", ".bin"))
         if others and not any(file for pattern in wanted for file in own.glob(pattern)):
             raise CheckpointError(
                 f"{own} holds no {wanted[0]} but {', '.join(others[:3])}: set `variant` and `use_safetensors` to fit."
@@ -94,7 +94,7 @@ def one_device(device_map: str | torch.device | Mapping[str, Any] | None) -> tor
     """
     if device_map is None:
         return torch.device("cpu")
-    if not isinstance(device_map, (str, torch.device)) or device_map in SPREADING:
+    if not isinstance(device_map, (str, torch.device)) or device_map in _SPREADING:
         raise ValueError(
             f"device_map={device_map!r} would spread networks that run one after the other: name one device, such as "
             "'cuda', or call enable_model_cpu_offload() where they do not fit it together."

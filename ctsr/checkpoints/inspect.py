@@ -25,15 +25,15 @@ library: Any = safetensors  # half of its types are unknown to pyright
 INDEX = "model_index.json"
 """Of a folder in diffusers' layout."""
 Kind = Literal["folder", "safetensors", "pickle"]
-LFS_POINTER = b"version https://git-lfs"
-ZIP = b"PK\x03\x04"
-LEGACY_PICKLE = b"\x80\x02"
-NESTED = 4
+_LFS_POINTER = b"version https://git-lfs"
+_ZIP = b"PK\x03\x04"
+_LEGACY_PICKLE = b"\x80\x02"
+_NESTED = 4
 """Dictionaries in each other at most; a pickle may hold one that holds itself."""
-WEB_PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
-CODE = re.compile(r"GLOBAL ([\w.]+)")
+_WEB_PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
+_CODE = re.compile(r"GLOBAL ([\w.]+)")
 """In torch's message; what follows is a function or class that a pickle asks for."""
-BROKEN_ZIP = (zipfile.BadZipFile, struct.error, OSError, EOFError, ValueError, RuntimeError)
+_BROKEN_ZIP = (zipfile.BadZipFile, struct.error, OSError, EOFError, ValueError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -80,14 +80,14 @@ def look(path: Path) -> Contents:
         raise CheckpointError(f"{path} is not a file; give a .safetensors file that ctsr wrote, a folder, or 'mini'.")
     with path.open("rb") as file:
         start = file.read(512)
-    if start.startswith(LFS_POINTER):
+    if start.startswith(_LFS_POINTER):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` to fetch them.")
-    if WEB_PAGE.match(start):
+    if _WEB_PAGE.match(start):
         raise CheckpointError(f"{path} is a web page, not the weights; download the file that the page shows.")
     # A safetensors file begins with the length of its header, which may look like any magic number.
-    if start.startswith((ZIP, LEGACY_PICKLE)) and start[8:9] != b"{":
+    if start.startswith((_ZIP, _LEGACY_PICKLE)) and start[8:9] != b"{":
         return Contents(path, "pickle")
-    keys, metadata = header_of(path)
+    keys, metadata = _header_of(path)
     return Contents(path, "safetensors", keys, metadata)
 
 
@@ -101,7 +101,7 @@ def read(path: Path) -> Contents:
     if contents.kind != "pickle":
         return contents
     data = unpickled(path)
-    for _ in range(NESTED):
+    for _ in range(_NESTED):
         if isinstance(data, dict) and "state_dict" in data:
             data = cast("dict[Any, Any]", data)["state_dict"]
     if not isinstance(data, dict) or not all(isinstance(key, str) for key in cast("dict[Any, Any]", data)):
@@ -112,27 +112,27 @@ def read(path: Path) -> Contents:
 
 def unpickled(path: Path) -> object:
     """What torch.save wrote; raises CheckpointError for code, which is not run, and for damage."""
-    is_zip = check_zip(path)
+    is_zip = _check_zip(path)
     try:
         return cast(object, torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip))
     except pickle.UnpicklingError as error:
-        code = found[1] if (found := CODE.search(str(error))) else "of an unknown kind"
+        code = found[1] if (found := _CODE.search(str(error))) else "of an unknown kind"
         message = f"{path} is damaged or holds code ({code}), so it was not opened and nothing of it ran"
         raise CheckpointError(f"{message}; get it from its author, or one in safetensors format.") from error
     except Exception as error:  # what a damaged pickle raises depends on where the damage is
         raise damaged(path, first_line(error)) from error
 
 
-def check_zip(path: Path) -> bool:
+def _check_zip(path: Path) -> bool:
     """Whether the file is a zip archive; raises CheckpointError for a damaged one: torch does not look at checksums."""
     with path.open("rb") as file:
-        if file.read(len(ZIP)) != ZIP:
+        if file.read(len(_ZIP)) != _ZIP:
             return False
     try:
         with zipfile.ZipFile(path) as archive:
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
             wrong = "a compressed entry" if packed else archive.testzip()  # torch.save does not compress
-    except BROKEN_ZIP as error:
+    except _BROKEN_ZIP as error:
         raise damaged(path, first_line(error)) from error
     if wrong is not None:
         raise damaged(path, f"{wrong} is not what was written")
@@ -144,13 +144,13 @@ def damaged(path: Path, reason: str) -> CheckpointError:
     return CheckpointError(f"{path} is truncated, damaged or no checkpoint ({reason}); fetch it again.")
 
 
-def header_of(path: Path) -> tuple[frozenset[str], dict[str, str]]:
+def _header_of(path: Path) -> tuple[frozenset[str], dict[str, str]]:
     """Names of the tensors and metadata of a safetensors file; raises CheckpointError."""
     try:
         with library.safe_open(path, framework="pt") as file:
             return frozenset(file.keys()), cast("dict[str, str]", file.metadata() or {})
     except (safetensors.SafetensorError, OSError) as error:
-        raise no_safetensors(path, error) from error
+        raise _no_safetensors(path, error) from error
 
 
 def tensors_of(path: Path, prefix: str = "") -> dict[str, Tensor]:
@@ -160,9 +160,9 @@ def tensors_of(path: Path, prefix: str = "") -> dict[str, Tensor]:
             names = [key for key in cast("list[str]", file.keys()) if key.startswith(prefix)]
             return {name: file.get_tensor(name) for name in names}
     except (safetensors.SafetensorError, OSError) as error:
-        raise no_safetensors(path, error) from error
+        raise _no_safetensors(path, error) from error
 
 
-def no_safetensors(path: Path, error: Exception) -> CheckpointError:
+def _no_safetensors(path: Path, error: Exception) -> CheckpointError:
     """The sentence for a file that does not open."""
     return CheckpointError(f"{path} is truncated or not a safetensors file ({first_line(error)}); fetch it again.")

@@ -38,7 +38,7 @@ from .inspect import INDEX, Contents, library, look
 logger = logging.getLogger(__name__)
 
 MINI_WEIGHTS = Path(__file__).parents[1] / "weights" / "ctsr-mini.safetensors"
-CLASSES: Mapping[str, type[ModelMixin]] = {
+_CLASSES: Mapping[str, type[ModelMixin]] = {
     cls.__name__: cls
     for cls in (
         AutoencoderKL,
@@ -56,7 +56,7 @@ CLASSES: Mapping[str, type[ModelMixin]] = {
 COMPONENTS = ("vae", "unet", "unet_variant", "prompt_embeddings")
 TEXT_ENCODER = "text_encoder"
 TEXT_PARTS = (TEXT_ENCODER, "tokenizer")
-TEXT_CLASSES = ("CLIPTextModel", "CLIPTokenizer", "CLIPTokenizerFast")
+_TEXT_CLASSES = ("CLIPTextModel", "CLIPTokenizer", "CLIPTokenizerFast")
 """Of transformers, which a folder may name for `TEXT_PARTS`."""
 SETTINGS = (
     "family",
@@ -68,7 +68,7 @@ SETTINGS = (
     "time_aware_unet",
 )
 # What building and filling a model raises when its configuration or weights do not fit.
-BROKEN = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError)
+_BROKEN = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError)
 
 PipelineT = TypeVar("PipelineT", bound=DiffusionPipeline)
 
@@ -77,7 +77,7 @@ def save_single_file(pipeline: DiffusionPipeline, path: Path, dtype: torch.dtype
     """Writes `path` under a temporary name in the same folder, then renames it.
 
     Args:
-        pipeline: of any family; components of the classes in `CLASSES`.
+        pipeline: of any family; components of the classes in `_CLASSES`.
         path: ends in .safetensors; its folder is made if it is missing.
         dtype: of the floating tensors in the file; None keeps their own.
 
@@ -128,17 +128,14 @@ def describe(model: ModelMixin) -> dict[str, Any]:
         ValueError: a class that cannot be loaded back, or adapters that a file cannot keep.
     """
     name = type(model).__name__
-    if CLASSES.get(name) is not type(model):
-        raise ValueError(f"A file cannot keep a {name}: use one of {', '.join(CLASSES)}, or save_pretrained.")
-    spec: dict[str, Any] = {"class": name, "config": arguments_of(model)}
+    if _CLASSES.get(name) is not type(model):
+        raise ValueError(f"A file cannot keep a {name}: use one of {', '.join(_CLASSES)}, or save_pretrained.")
+    config = dict(cast(Any, model).config)
+    built_with = {key: value for key, value in config.items() if not key.startswith("_")}  # not diffusers' bookkeeping
+    spec: dict[str, Any] = {"class": name, "config": built_with}
     if (lora := describe_lora(model)) is not None:
         spec["lora"] = lora
     return spec
-
-
-def arguments_of(model: ModelMixin) -> dict[str, Any]:
-    """What the model was built with, without diffusers' own bookkeeping."""
-    return {key: value for key, value in dict(cast(Any, model).config).items() if not key.startswith("_")}
 
 
 def load_single_file(cls: type[PipelineT], path: Path) -> PipelineT:
@@ -155,17 +152,17 @@ def load_single_file(cls: type[PipelineT], path: Path) -> PipelineT:
     contents = look(path)
     if not SINGLE_FILE.detect(contents):
         raise refusal(contents)
-    config, tensors = read_single_file(contents)
+    config, tensors = _read_single_file(contents)
     try:
         models = {
-            name: build(spec, {k: tensors[f"{name}.{k}"] for k in keys_of(tensors, name)})
+            name: build(spec, {k.removeprefix(f"{name}."): x for k, x in tensors.items() if k.startswith(f"{name}.")})
             for name, spec in config["components"].items()
         }
         return cls(**models, **config["settings"])
     except ImportError as error:
         message = f"{path} keeps LoRA adapters, which need peft ({first_line(error)}): pip install 'ctsr[sd]'."
         raise CheckpointError(message) from error
-    except BROKEN as error:
+    except _BROKEN as error:
         message = f"{path} does not hold the model it describes ({first_line(error)}); fetch it again."
         raise CheckpointError(message) from error
 
@@ -175,22 +172,16 @@ def move(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     nn.Module.to(model.eval(), device=device, dtype=dtype)
 
 
-def keys_of(tensors: Mapping[str, Tensor], component: str) -> list[str]:
-    """Names of a component's tensors, without its prefix."""
-    prefix = component + "."
-    return [key.removeprefix(prefix) for key in tensors if key.startswith(prefix)]
-
-
 def build(spec: Mapping[str, Any], state: Mapping[str, Tensor]) -> ModelMixin:
-    """A model as `describe` says, of one of `CLASSES`, with exactly these weights, fp32."""
-    model = unfilled(CLASSES[spec["class"]], **spec["config"])
+    """A model as `describe` says, of one of `_CLASSES`, with exactly these weights, fp32."""
+    model = unfilled(_CLASSES[spec["class"]], **spec["config"])
     if "lora" in spec:
         add_lora(model, spec["lora"]["adapters"], spec["lora"]["rank"], spec["lora"]["alpha"])
     model.load_state_dict(state, strict=True)
     return make_fast(model)
 
 
-def read_single_file(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_single_file(contents: Contents) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of our own file; raises CheckpointError for a damaged one."""
     path, tensors = contents.path, contents.tensors()
     text, stored = contents.metadata.get("config", ""), contents.metadata.get("checksum")
@@ -218,7 +209,7 @@ def load_folder(
     another name, as inside a host that loads it from a folder.
 
     Raises:
-        CheckpointError: no model_index.json, a component of no class of `CLASSES`, or damaged files.
+        CheckpointError: no model_index.json, a component of no class of `_CLASSES`, or damaged files.
     """
     index = path / INDEX
     if not index.is_file():
@@ -228,12 +219,12 @@ def load_folder(
         parts: dict[str, Any] = {key: entries[key] for key in SETTINGS if key in entries} | dict(given)
         for name in COMPONENTS:
             if name not in given and has(entries, name):
-                parts[name] = load_component(path / name, entries[name][1], variant, use_safetensors)
+                parts[name] = _load_component(path / name, entries[name][1], variant, use_safetensors)
         for name in TEXT_PARTS:
             if name not in given and has(entries, name):
-                parts[name] = load_text_part(path / name, entries[name][1], variant, use_safetensors)
+                parts[name] = _load_text_part(path / name, entries[name][1], variant, use_safetensors)
         return cls(**parts)
-    except (OSError, *BROKEN) as error:
+    except (OSError, *_BROKEN) as error:
         raise CheckpointError(f"{path} cannot be loaded ({first_line(error)}); fetch it again.") from error
 
 
@@ -242,19 +233,19 @@ def has(entries: Mapping[str, Any], name: str) -> bool:
     return name in entries and entries[name][1] is not None
 
 
-def load_component(path: Path, class_name: str, variant: str | None, use_safetensors: bool) -> ModelMixin:
-    """A component's folder, fp32; raises CheckpointError if it is missing, or of a class that is not in `CLASSES`."""
+def _load_component(path: Path, class_name: str, variant: str | None, use_safetensors: bool) -> ModelMixin:
+    """A component's folder, fp32; raises CheckpointError if it is missing, or of a class that is not in `_CLASSES`."""
     if not path.is_dir():  # diffusers would take it for a name on its hub
         raise CheckpointError(f"{path} is missing; fetch the whole folder again.")
-    if class_name not in CLASSES:
-        raise CheckpointError(f"{path} is a {class_name}, which cannot be loaded: use one of {', '.join(CLASSES)}.")
-    model: Any = CLASSES[class_name]
+    if class_name not in _CLASSES:
+        raise CheckpointError(f"{path} is a {class_name}, which cannot be loaded: use one of {', '.join(_CLASSES)}.")
+    model: Any = _CLASSES[class_name]
     # In fp32: newer releases of diffusers warn of `torch_dtype`, older ones know no other name.
     options: dict[str, Any] = {"variant": variant, "use_safetensors": use_safetensors}
     return make_fast(cast(ModelMixin, model.from_pretrained(path, low_cpu_mem_usage=False, **options)))
 
 
-def load_text_part(path: Path, class_name: str, variant: str | None, use_safetensors: bool) -> Any:
+def _load_text_part(path: Path, class_name: str, variant: str | None, use_safetensors: bool) -> Any:
     """Text encoder, fp32, or tokenizer of a folder.
 
     Raises:
@@ -262,9 +253,9 @@ def load_text_part(path: Path, class_name: str, variant: str | None, use_safeten
     """
     if not path.is_dir():  # transformers would take it for a name on its hub
         raise CheckpointError(f"{path} is missing; fetch the whole folder again, or pass text_encoder=None.")
-    if class_name not in TEXT_CLASSES:
+    if class_name not in _TEXT_CLASSES:
         raise CheckpointError(
-            f"{path} is a {class_name}, which cannot be loaded: use one of {', '.join(TEXT_CLASSES)}."
+            f"{path} is a {class_name}, which cannot be loaded: use one of {', '.join(_TEXT_CLASSES)}."
         )
     try:
         cls: Any = getattr(import_module("transformers"), class_name)

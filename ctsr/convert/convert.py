@@ -16,7 +16,7 @@ from ..checkpoints.formats import BASES, MODELS, PUBLISHED, Format, find, refusa
 from ..checkpoints.inspect import Contents, read
 from ..checkpoints.own import COMPONENTS
 from ..errors import CheckpointError
-from ..families import FAMILIES, Family
+from ..families import FAMILIES
 from ..load import load_pipeline
 from ..models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from ..models.lora import add_pairs, check_pairs, fold_pairs, merge_lora
@@ -80,7 +80,7 @@ def convert(checkpoint: Path, base: Path | None, out: Path, options: Options, te
         raise ValueError(f"{out} is an input: name another file with -o.")
     contents = read(checkpoint)
     if find(contents, MODELS) is None:
-        pipeline = convert_published(contents, base, options, tell)
+        pipeline = _convert_published(contents, base, options, tell)
     elif base is None and options.prompt is None:
         pipeline = load_pipeline(checkpoint, torch.float32)
     else:
@@ -103,7 +103,7 @@ def about_of(pipeline: CTSRPipeline) -> dict[str, str]:
     return dict(cast("Mapping[str, str] | None", pipeline.config["about"]) or {})
 
 
-def convert_published(contents: Contents, base: Path | None, options: Options, tell: Tell) -> CTSRPipeline:
+def _convert_published(contents: Contents, base: Path | None, options: Options, tell: Tell) -> CTSRPipeline:
     """The pipeline of a method's own checkpoint and its base; raises as `convert`."""
     what, checkpoint = open_published(contents)
     tell("format", what)
@@ -163,9 +163,9 @@ def assemble(checkpoint: Published, base: Base, options: Options, about: Mapping
     prompt = method.prompt if options.prompt is None else options.prompt
     embeds = base.encode(prompt)
     try:
-        unet, variant = make_unet(checkpoint, base.unet(), options.keep_lora)
-        vae = make_vae(checkpoint, base.vae(), options.keep_lora)
-        check_width(embeds, unet)
+        unet, variant = _make_unet(checkpoint, base.unet(), options.keep_lora)
+        vae = _make_vae(checkpoint, base.vae(), options.keep_lora)
+        _check_width(embeds, unet)
     except ValueError as error:
         raise CheckpointError(f"{base.path} is not the base of this checkpoint: {error}; give another.") from error
     return CTSRPipeline(
@@ -174,49 +174,44 @@ def assemble(checkpoint: Published, base: Base, options: Options, about: Mapping
         PromptEmbeddings.from_embeds(embeds),
         family=family.name,
         parameterization=family.parameterization,
-        encoder_timesteps=timesteps_of(family),
+        encoder_timesteps=[step for step in family.encoder_timesteps if step is not None] or None,
         color_fix=method.color_fix,
         unet_variant=variant,
         about={**about, "base": base.path.name, "prompt": prompt, "licence": method.licence},
     )
 
 
-def timesteps_of(family: Family) -> list[int] | None:
-    """tau of each encode; None for a plain encoder."""
-    return [step for step in family.encoder_timesteps if step is not None] or None
-
-
-def check_width(embeds: Tensor, unet: UNet2DConditionModel) -> None:
+def _check_width(embeds: Tensor, unet: UNet2DConditionModel) -> None:
     """Raises ValueError for prompts [1, tokens, width] that this UNet does not take."""
     width: object = cast(Any, unet).config["cross_attention_dim"]
     if embeds.shape[-1] != width:
         raise ValueError(f"its text encoder gives {embeds.shape[-1]} numbers a token, its UNet takes {width}")
 
 
-def make_unet(
+def _make_unet(
     checkpoint: Published, unet: UNet2DConditionModel, keep_lora: bool
 ) -> tuple[UNet2DConditionModel, LoraVariant | None]:
     """The base's UNet with what the method changed, and its second variant; raises ValueError where they do not fit."""
-    load_part(unet, {f"conv_in.{name}": x for name, x in checkpoint.conv_in.items()})
+    _load_part(unet, {f"conv_in.{name}": x for name, x in checkpoint.conv_in.items()})
     variant = None
     if (second := checkpoint.variant) is not None:
         check_pairs(unet, second.merged)
         variant = LoraVariant.from_pairs("full", second.merged, second.scaling)
-    return with_lora(unet, checkpoint.unet, keep_lora), variant
+    return _with_lora(unet, checkpoint.unet, keep_lora), variant
 
 
-def make_vae(checkpoint: Published, vae: AutoencoderKL, keep_lora: bool) -> AutoencoderKL:
+def _make_vae(checkpoint: Published, vae: AutoencoderKL, keep_lora: bool) -> AutoencoderKL:
     """The base's autoencoder with what the method changed; raises ValueError where they do not fit."""
     if checkpoint.time_layers:
         vae = TimeAwareAutoencoderKL.from_autoencoder_kl(vae)
         names = {name for name in vae.state_dict() if ".time_" in name}
         if wrong := sorted(names ^ checkpoint.time_layers.keys()):
             raise ValueError(f"only one of them has {wrong[0]}")
-        load_part(vae, checkpoint.time_layers)
-    return vae if checkpoint.vae is None else with_lora(vae, checkpoint.vae, keep_lora)
+        _load_part(vae, checkpoint.time_layers)
+    return vae if checkpoint.vae is None else _with_lora(vae, checkpoint.vae, keep_lora)
 
 
-def load_part(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def _load_part(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Some of a model's weights, in place; raises ValueError for another shape."""
     own = cast("dict[str, Tensor]", model.state_dict())
     for name, x in state.items():
@@ -225,7 +220,7 @@ def load_part(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         own[name].copy_(x)
 
 
-def with_lora(model: ModelT, lora: Adapters, keep: bool) -> ModelT:
+def _with_lora(model: ModelT, lora: Adapters, keep: bool) -> ModelT:
     """`model` with the adapters folded in, or on it; raises ValueError where they do not fit."""
     if keep:
         add_pairs(model, lora.pairs, ALPHA)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import CheckpointError, CTSRError
 from ..models.text import encode_text
 
-FOLDERS = ("tokenizer", "text_encoder")
+_FOLDERS = ("tokenizer", "text_encoder")
 
 
 def encode_prompts(folder: Path, prompts: Sequence[str]) -> Tensor:
@@ -31,7 +31,7 @@ def encode_prompts(folder: Path, prompts: Sequence[str]) -> Tensor:
         CTSRError: transformers is not installed.
         CheckpointError: the folder lacks a part, or a part cannot be read.
     """
-    for name in FOLDERS:
+    for name in _FOLDERS:
         if not (folder / name).is_dir():
             raise CheckpointError(f"{folder} holds no {name}/: give a Stable Diffusion folder in diffusers' layout.")
     try:

@@ -24,9 +24,9 @@ from ..errors import CheckpointError, first_line
 from ..models.lora import Pair, Pairs
 
 ALPHA = 8.0
-PARTS = ("encoder", "decoder", "others")
-LORA_KEY = re.compile(r"(.+)\.lora_([AB])\.(\w+)\.weight")
-CONV_IN_KEY = re.compile(r"conv_in\.(?:base_layer\.)?(weight|bias)")
+_PARTS = ("encoder", "decoder", "others")
+_LORA_KEY = re.compile(r"(.+)\.lora_([AB])\.(\w+)\.weight")
+_CONV_IN_KEY = re.compile(r"conv_in\.(?:base_layer\.)?(weight|bias)")
 RAIL = "Stable Diffusion 2.1-base: CreativeML Open RAIL++-M"
 
 
@@ -125,61 +125,61 @@ def parsed(contents: Contents, parse: Callable[[Mapping[str, Any]], Published]) 
 
 def osediff_of(data: Mapping[str, Any], method: Method = OSEDIFF) -> Published:
     """The 8 entries."""
-    pairs, rest = split_state(data, "state_dict_unet")
-    names = {f"default_{part}": names_in(data, f"unet_lora_{part}_modules") for part in PARTS}
-    vae_pairs, unknown = split_state(data, "state_dict_vae")
-    vae_names = {"default_encoder": names_in(data, "vae_lora_encoder_modules")}
-    conv_in = conv_in_of(rest)
+    pairs, rest = _split_state(data, "state_dict_unet")
+    names = {f"default_{part}": _names_in(data, f"unet_lora_{part}_modules") for part in _PARTS}
+    vae_pairs, unknown = _split_state(data, "state_dict_vae")
+    vae_names = {"default_encoder": _names_in(data, "vae_lora_encoder_modules")}
+    conv_in = _conv_in_of(rest)
     if unknown or set(conv_in) != {"weight", "bias"}:
         raise ValueError(f"{next(iter(unknown), 'conv_in of state_dict_unet')} is unknown or incomplete")
     return Published(
         method,
-        unet=adapters(pairs, names, rank_in(data, "rank_unet")),
+        unet=adapters(pairs, names, _rank_in(data, "rank_unet")),
         conv_in=conv_in,
-        vae=adapters(vae_pairs, vae_names, rank_in(data, "rank_vae")),
+        vae=adapters(vae_pairs, vae_names, _rank_in(data, "rank_vae")),
     )
 
 
 def tadsr_of(data: Mapping[str, Any]) -> Published:
     """The 9 entries."""
     known = osediff_of(data, TADSR)
-    return Published(TADSR, known.unet, None, known.conv_in, known.vae, tensors_in(data, "state_dict_vae_time"))
+    return Published(TADSR, known.unet, None, known.conv_in, known.vae, _tensors_in(data, "state_dict_vae_time"))
 
 
 def pisa_of(data: Mapping[str, Any]) -> Published:
     """The 9 entries. `conv_in` is not trained, and is not in the file."""
-    pairs, rest = split_state(data, "state_dict_unet")
+    pairs, rest = _split_state(data, "state_dict_unet")
     kinds: dict[str, Adapters] = {}
     for kind in ("pix", "sem"):
-        names = {f"default_{part}_{kind}": names_in(data, f"unet_lora_{part}_modules_{kind}") for part in PARTS}
+        names = {f"default_{part}_{kind}": _names_in(data, f"unet_lora_{part}_modules_{kind}") for part in _PARTS}
         own = {key: pair for key, pair in pairs.items() if key[0].endswith(f"_{kind}")}
-        kinds[kind] = adapters(own, names, rank_in(data, f"lora_rank_unet_{kind}"))
+        kinds[kind] = adapters(own, names, _rank_in(data, f"lora_rank_unet_{kind}"))
     if lost := [*rest, *(key[0] for key in pairs if not key[0].endswith(("_pix", "_sem")))]:
         raise ValueError(f"{lost[0]} is unknown")
     return Published(PISA, kinds["pix"], kinds["sem"])
 
 
-def tensors_in(data: Mapping[str, Any], entry: str) -> dict[str, Tensor]:
+def _tensors_in(data: Mapping[str, Any], entry: str) -> dict[str, Tensor]:
     """A state dict; raises ValueError for anything else in it than finite numbers."""
     state: object = data[entry]
     if not isinstance(state, Mapping):
         raise ValueError(f"{entry} is no state dict")
     tensors: dict[str, Tensor] = {}
     for key, x in cast(Mapping[object, object], state).items():
-        if not (isinstance(key, str) and isinstance(x, Tensor) and is_sound(x)):
+        if not (isinstance(key, str) and isinstance(x, Tensor) and _is_sound(x)):
             raise ValueError(f"{key} of {entry} is no tensor of finite numbers")
         tensors[key] = x.detach().float()
     return tensors
 
 
-def is_sound(x: Tensor) -> bool:
+def _is_sound(x: Tensor) -> bool:
     """Whether `x` holds finite floating numbers, and no more of them than lie in the file."""
     if not x.is_floating_point() or x.numel() * x.element_size() > x.untyped_storage().nbytes():
         return False
     return bool(x.isfinite().all())
 
 
-def names_in(data: Mapping[str, Any], entry: str) -> list[str]:
+def _names_in(data: Mapping[str, Any], entry: str) -> list[str]:
     """Names of modules, each once (OSEDiff lists some twice); raises ValueError."""
     names: object = data[entry]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in cast("list[object]", names)):
@@ -187,7 +187,7 @@ def names_in(data: Mapping[str, Any], entry: str) -> list[str]:
     return list(dict.fromkeys(cast("list[str]", names)))
 
 
-def rank_in(data: Mapping[str, Any], entry: str) -> int:
+def _rank_in(data: Mapping[str, Any], entry: str) -> int:
     """A rank; raises ValueError."""
     rank: object = data[entry]
     if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
@@ -195,12 +195,12 @@ def rank_in(data: Mapping[str, Any], entry: str) -> int:
     return rank
 
 
-def split_state(data: Mapping[str, Any], entry: str) -> tuple[dict[tuple[str, str], Pair], dict[str, Tensor]]:
+def _split_state(data: Mapping[str, Any], entry: str) -> tuple[dict[tuple[str, str], Pair], dict[str, Tensor]]:
     """Pairs by adapter and module, and the tensors that are no LoRA; raises ValueError for half a pair."""
     sides: dict[str, dict[tuple[str, str], Tensor]] = {"A": {}, "B": {}}
     rest: dict[str, Tensor] = {}
-    for key, x in tensors_in(data, entry).items():
-        if match := LORA_KEY.fullmatch(key):
+    for key, x in _tensors_in(data, entry).items():
+        if match := _LORA_KEY.fullmatch(key):
             module, side, adapter = match.groups()
             sides[side][adapter, module] = x
         else:
@@ -211,11 +211,11 @@ def split_state(data: Mapping[str, Any], entry: str) -> tuple[dict[tuple[str, st
     return {key: Pair(a, sides["B"][key]) for key, a in sides["A"].items()}, rest
 
 
-def conv_in_of(rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _conv_in_of(rest: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weight and bias of the UNet's retrained first layer, as peft or plain diffusers names them; raises ValueError."""
     found: dict[str, Tensor] = {}
     for key, x in rest.items():
-        match = CONV_IN_KEY.fullmatch(key)
+        match = _CONV_IN_KEY.fullmatch(key)
         if match is None or match[1] in found:
             raise ValueError(f"{key} of state_dict_unet is unknown")
         found[match[1]] = x

@@ -27,9 +27,9 @@ from .prompts import encode_prompts
 ModelT = TypeVar("ModelT", AutoencoderKL, UNet2DConditionModel)
 Shapes = Mapping[str, tuple[int, ...]]
 
-HEAD_CHANNELS = 64
+_HEAD_CHANNELS = 64
 """Of every attention head of SD 2.x, in the UNet and in the text encoder."""
-SCALING_FACTOR = 0.18215
+_SCALING_FACTOR = 0.18215
 UNREADABLE = (OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, SafetensorError)
 
 
@@ -108,25 +108,25 @@ def open_single_file(contents: Contents) -> Base:
 
     return Base(
         contents.path,
-        lambda: guarded(load_unet),
-        lambda: guarded(load_vae),
-        lambda prompt: guarded(lambda contents: encode_plain(contents, prompt)),
+        lambda: guarded(_load_unet),
+        lambda: guarded(_load_vae),
+        lambda prompt: guarded(lambda contents: _encode_plain(contents, prompt)),
     )
 
 
-def load_unet(contents: Contents) -> UNet2DConditionModel:
+def _load_unet(contents: Contents) -> UNet2DConditionModel:
     """The UNet of a single file, fp32."""
     convert = import_module("diffusers.loaders.single_file_utils").convert_ldm_unet_checkpoint
     state = contents.tensors(SD_UNET)
-    config = unet_config(shapes_of(state, SD_UNET))
+    config = _unet_config(shapes_of(state, SD_UNET))
     return filled(UNet2DConditionModel, config, convert(state, config))
 
 
-def load_vae(contents: Contents) -> AutoencoderKL:
+def _load_vae(contents: Contents) -> AutoencoderKL:
     """The autoencoder of a single file, fp32."""
     convert = import_module("diffusers.loaders.single_file_utils").convert_ldm_vae_checkpoint
     state = contents.tensors(SD_VAE)
-    config = vae_config(shapes_of(state, SD_VAE))
+    config = _vae_config(shapes_of(state, SD_VAE))
     return filled(AutoencoderKL, config, convert(state, config))
 
 
@@ -140,7 +140,7 @@ def count(shapes: Shapes, prefix: str) -> int:
     return len({key.removeprefix(prefix).split(".")[0] for key in shapes if key.startswith(prefix)})
 
 
-def unet_config(shapes: Shapes) -> dict[str, Any]:
+def _unet_config(shapes: Shapes) -> dict[str, Any]:
     """Arguments of diffusers' UNet: levels of equally many resnets, each level but the last ended by a step down."""
     blocks = range(1, count(shapes, "input_blocks."))
     ends = [i for i in blocks if f"input_blocks.{i}.0.op.weight" in shapes]
@@ -163,7 +163,7 @@ def unet_config(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def vae_config(shapes: Shapes) -> dict[str, Any]:
+def _vae_config(shapes: Shapes) -> dict[str, Any]:
     """Arguments of diffusers' AutoencoderKL."""
     levels, layers = count(shapes, "encoder.down."), count(shapes, "encoder.down.0.block.")
     return {
@@ -174,17 +174,17 @@ def vae_config(shapes: Shapes) -> dict[str, Any]:
         "layers_per_block": layers,
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
-        "scaling_factor": SCALING_FACTOR,
+        "scaling_factor": _SCALING_FACTOR,
     }
 
 
 def heads(width: int) -> int:
     """Number of attention heads of a layer."""
-    return max(1, width // HEAD_CHANNELS)
+    return max(1, width // _HEAD_CHANNELS)
 
 
 @torch.no_grad()
-def encode_plain(contents: Contents, prompt: str) -> Tensor:
+def _encode_plain(contents: Contents, prompt: str) -> Tensor:
     """As `prompts.encode_prompts`, by the OpenCLIP text encoder of a single file, which brings no tokenizer.
 
     Args:
@@ -199,7 +199,7 @@ def encode_plain(contents: Contents, prompt: str) -> Tensor:
     state = contents.tensors(SD_TEXT)
     shapes = shapes_of(state, SD_TEXT)
     (vocabulary, width), (length, _) = shapes["token_embedding.weight"], shapes["positional_embedding"]
-    tokens = plain_tokens(contents.path, prompt, vocabulary, length)
+    tokens = _plain_tokens(contents.path, prompt, vocabulary, length)
     try:
         transformers: Any = import_module("transformers")
     except ImportError as error:
@@ -225,7 +225,7 @@ def encode_plain(contents: Contents, prompt: str) -> Tensor:
     return encoder.float().eval()(torch.tensor([tokens])).last_hidden_state
 
 
-def plain_tokens(path: Path, prompt: str, vocabulary: int, length: int) -> list[int]:
+def _plain_tokens(path: Path, prompt: str, vocabulary: int, length: int) -> list[int]:
     """CLIP's tokens of a prompt without words: its vocabulary begins with the printable bytes, alone, then all bytes
     that end a word, and ends with the two marks; "!", the first, pads SD 2.x's prompts."""
     words = prompt.split()

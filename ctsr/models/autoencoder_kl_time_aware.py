@@ -28,8 +28,8 @@ from .doubling import double_by_phases
 
 __all__ = ["ModelMixin", "TimeAwareAutoencoderKL"]  # diffusers asks this module for the first when it loads a folder
 
-TIME_EMBED_DIM = 256
-ENCODER_ARGUMENTS = (
+_TIME_EMBED_DIM = 256
+_ENCODER_ARGUMENTS = (
     *("in_channels", "down_block_types", "block_out_channels", "layers_per_block", "act_fn", "norm_num_groups"),
     "mid_block_add_attention",
 )
@@ -40,7 +40,7 @@ class TimeProjection(nn.Linear):
     """Activated time embedding [B, 256] -> scale and shift [B, 2C]; zero for None. Starts at zero."""
 
     def __init__(self, channels: int):
-        super().__init__(TIME_EMBED_DIM, 2 * channels)  # pyright: ignore[reportUnknownMemberType]
+        super().__init__(_TIME_EMBED_DIM, 2 * channels)  # pyright: ignore[reportUnknownMemberType]
         nn.init.zeros_(self.weight)
         nn.init.zeros_(self.bias)
 
@@ -50,7 +50,7 @@ class TimeProjection(nn.Linear):
         return super().forward(input)
 
 
-def make_time_aware(resnet: ResnetBlock2D) -> None:
+def _make_time_aware(resnet: ResnetBlock2D) -> None:
     """Give a plain resnet `time_emb_proj`; called without an embedding it computes what it did before."""
     resnet.time_emb_proj = TimeProjection(resnet.out_channels)
     resnet.time_embedding_norm = "scale_shift"
@@ -73,10 +73,10 @@ class TimeAwareEncoder(Encoder):
         super().__init__(block_out_channels=block_out_channels, **kwargs)
         dim = max(128, block_out_channels[0])
         self.time_proj = Timesteps(dim, flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(dim, TIME_EMBED_DIM)
+        self.time_embedding = TimestepEmbedding(dim, _TIME_EMBED_DIM)
         for module in self.modules():
             if isinstance(module, ResnetBlock2D):
-                make_time_aware(module)
+                _make_time_aware(module)
 
     def forward(self, sample: Tensor, timestep: Tensor | None = None) -> Tensor:
         """Moments before `quant_conv`.
@@ -138,7 +138,7 @@ class TimeAwareAutoencoderKL(AutoencoderKL):
         # What `register_to_config` has noted: all of the arguments above. Any: diffusers types some as tuples of one.
         given: dict[str, Any] = {key: value for key, value in self.config.items() if not key.startswith("_")}
         super().__init__(**given)
-        shape = {key: given[key] for key in ENCODER_ARGUMENTS}
+        shape = {key: given[key] for key in _ENCODER_ARGUMENTS}
         self.encoder = TimeAwareEncoder(out_channels=latent_channels, double_z=True, **shape)
         double_by_phases(self)
 

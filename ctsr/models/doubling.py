@@ -21,7 +21,7 @@ class DoublingConv2d(nn.Conv2d):
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         biases = None if bias is None else bias.repeat(4)
-        phases = F.conv2d(input, phase_kernels(weight), biases, padding=1)
+        phases = F.conv2d(input, _phase_kernels(weight), biases, padding=1)
         return interleave(phases, *input.shape[2:])
 
 
@@ -45,7 +45,7 @@ def doubling(conv: nn.Conv2d) -> DoublingConv2d:
     return made
 
 
-def phase_kernels(weight: Tensor) -> Tensor:
+def _phase_kernels(weight: Tensor) -> Tensor:
     """[C', C, 3, 3] -> [4C', C, 2, 2], summed at least in fp32.
 
     The order of the phases: even rows and columns, even rows and odd columns, odd rows and even columns, both odd.

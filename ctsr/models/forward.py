@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..families import Timestep
 
-DEFAULT_FACTOR = 8
+_DEFAULT_FACTOR = 8
 """Of an autoencoder that says nothing about its own, as diffusers assumes."""
 
 
@@ -20,7 +20,7 @@ def vae_scale_factor(vae: nn.Module) -> int:
     if own is not None:
         return int(own)
     widths = cast(Any, vae).config.get("block_out_channels")
-    return DEFAULT_FACTOR if widths is None else 2 ** (len(widths) - 1)
+    return _DEFAULT_FACTOR if widths is None else 2 ** (len(widths) - 1)
 
 
 def encode(vae: nn.Module, x: Tensor, timestep: Timestep | None) -> Tensor:

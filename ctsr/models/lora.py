@@ -40,7 +40,7 @@ Pairs = Mapping[str, Pair]
 
 def check_pairs(model: nn.Module, pairs: Pairs) -> None:
     """Raises ValueError for a pair that fits no weight of `model`: the sentence's end, without a full stop."""
-    known = modules_of(model)
+    known = _modules_of(model)
     for name, pair in pairs.items():
         weight: object = getattr(known.get(name), "weight", None)
         if not isinstance(weight, Tensor):
@@ -62,7 +62,7 @@ def fold_pairs(model: nn.Module, pairs: Pairs, scaling: float) -> None:
         ValueError: a pair that fits no weight; nothing is changed then.
     """
     check_pairs(model, pairs)
-    known = modules_of(model)
+    known = _modules_of(model)
     for name, (a, b) in pairs.items():
         weight = cast(Tensor, known[name].weight)
         change = b.float().flatten(1) @ a.float().flatten(1)
@@ -123,7 +123,7 @@ def add_lora(
         ValueError: the model has no module of such a name.
     """
     peft = import_module("peft")
-    known = modules_of(model)
+    known = _modules_of(model)
     if missing := [name for names in targets.values() for name in names if name not in known]:
         raise ValueError(f"There is no module {missing[0]!r} to adapt: give full names as named_modules() has them.")
     random: Any = torch.random  # half of its types are unknown to pyright
@@ -150,10 +150,10 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
     if not hasattr(model, "peft_config"):
         return {}
     layer_class = import_module("peft.tuners.tuners_utils").BaseTunerLayer
-    return {name: module for name, module in modules_of(model).items() if isinstance(module, layer_class)}
+    return {name: module for name, module in _modules_of(model).items() if isinstance(module, layer_class)}
 
 
-def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+def _modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """All modules inside by full name."""
     return dict(cast(Any, model).named_modules())
 
@@ -171,23 +171,23 @@ def describe_lora(model: nn.Module) -> LoraSpec | None:
         own = [key for key in layer.state_dict() if not key.startswith("base_layer.")]
         names = list(layer.lora_A) if hasattr(layer, "lora_A") else []
         if not names or len(own) != 2 * len(names):
-            raise ValueError(unsavable(model, f"{name} is not plain LoRA"))
+            raise ValueError(_unsavable(model, f"{name} is not plain LoRA"))
         if layer.merged or layer.disable_adapters or not set(names) <= set(layer.active_adapters):
-            raise ValueError(unsavable(model, f"not all of them act in {name}"))
+            raise ValueError(_unsavable(model, f"not all of them act in {name}"))
         for adapter in names:
             adapters.setdefault(adapter, []).append(name)
             shapes.add((layer.r[adapter], layer.lora_alpha[adapter]))
             if layer.scaling[adapter] != layer.lora_alpha[adapter] / layer.r[adapter]:
-                raise ValueError(unsavable(model, f"{name} is scaled by another number than alpha / rank"))
+                raise ValueError(_unsavable(model, f"{name} is scaled by another number than alpha / rank"))
     if not shapes:
         return None
     if len(shapes) > 1:
-        raise ValueError(unsavable(model, f"they have several ranks and alphas: {sorted(shapes)}"))
+        raise ValueError(_unsavable(model, f"they have several ranks and alphas: {sorted(shapes)}"))
     ((rank, alpha),) = shapes
     return {"rank": rank, "alpha": alpha, "adapters": adapters}
 
 
-def unsavable(model: nn.Module, reason: str) -> str:
+def _unsavable(model: nn.Module, reason: str) -> str:
     """The sentence for adapters that a file cannot keep."""
     return (
         f"The adapters of {type(model).__name__} cannot be kept ({reason}): use ctsr.models.lora.merge_lora, then save."

@@ -88,7 +88,7 @@ class LoraVariant(ModelMixin, ConfigMixin):
     def _hook(self, pair: Pair, device: torch.device) -> Callable[..., Tensor]:
         """A forward hook that adds the pair's share."""
         here = Pair(*(x.detach().to(device) for x in pair))
-        return partial(add_share, pair=here, scaling=float(self.config["scaling"]))
+        return partial(_add_share, pair=here, scaling=float(self.config["scaling"]))
 
 
 def node(root: nn.Module, name: str) -> nn.Module:
@@ -100,7 +100,7 @@ def node(root: nn.Module, name: str) -> nn.Module:
     return root
 
 
-def add_share(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, pair: Pair, scaling: float) -> Tensor:
+def _add_share(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, pair: Pair, scaling: float) -> Tensor:
     """output + scaling * B(A(x)), A with the layer's own stride and padding; [B, ..., in] or [B, in, h, w]."""
     x = inputs[0].to(output)
     a, b = (factor.to(output) for factor in pair)

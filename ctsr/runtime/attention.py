@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 Attention = Literal["auto", "xformers", "sdpa"]
 Operator = Callable[..., Any]
 # What diffusers' trial of an installed xformers raises: no GPU, built for another torch, no kernel for this GPU.
-UNUSABLE = (ImportError, OSError, ValueError, RuntimeError, AttributeError)
+_UNUSABLE = (ImportError, OSError, ValueError, RuntimeError, AttributeError)
 
 
 def choose_attention(attention: Attention, device: torch.device) -> Literal["xformers", "sdpa"]:
@@ -54,7 +54,7 @@ def use_attention(
     try:
         for module in modules:
             set_attention(module, kind, operator)
-    except UNUSABLE as error:
+    except _UNUSABLE as error:
         if kind == "sdpa":
             raise
         for module in modules:

@@ -10,7 +10,7 @@ from ..models.lora_variant import LoraVariant
 from ..tiling import networks
 from .attention import Attention, Operator, use_attention
 
-DEFAULT_TILE = 512
+_DEFAULT_TILE = 512
 """Pixels; of `enable_tiling`. Stable Diffusion's UNet was trained on it."""
 
 
@@ -61,7 +61,7 @@ class ExecutionMixin:
             raise ValueError("Offloading needs a GPU and torch finds none: leave it out, the networks are on the CPU.")
         return torch.device(gpu.type)
 
-    def enable_tiling(self, tile: int = DEFAULT_TILE) -> None:
+    def enable_tiling(self, tile: int = _DEFAULT_TILE) -> None:
         """Makes `__call__` work in tiles of `tile` pixels whenever it is given none; without, they are automatic.
 
         Our own tiling: diffusers' (`pipe.vae.enable_tiling`) drops the timestep and shifts colours.

@@ -21,10 +21,10 @@ from ..models.lora import lora_layers
 
 logger = logging.getLogger(__name__)
 
-USUAL_NAME = "pytorch_lora_weights.safetensors"
+_USUAL_NAME = "pytorch_lora_weights.safetensors"
 Source = str | os.PathLike[str] | Mapping[str, Tensor]
 # What diffusers and peft raise for adapters of another model.
-UNFIT = (AttributeError, KeyError, TypeError, ValueError, RuntimeError)
+_UNFIT = (AttributeError, KeyError, TypeError, ValueError, RuntimeError)
 
 
 class UserLoraMixin(LoraBaseMixin):
@@ -51,25 +51,25 @@ class UserLoraMixin(LoraBaseMixin):
             CheckpointError: no readable LoRA there.
             CTSRError: peft or transformers is not installed.
         """
-        loader, unet = lora_loader(self.unet), cast(Any, self.unet)
-        known = adapters_of(unet)
+        loader, unet = _lora_loader(self.unet), cast(Any, self.unet)
+        known = _adapters_of(unet)
         if not set(known) <= set(self._from_users):
             raise ValueError(
                 "The UNet carries LoRA of its own: fold it in with ctsr.models.lora.merge_lora(pipe.unet) first."
             )
         if adapter_name in known:
             raise ValueError(f"There is a LoRA {adapter_name!r} already: take another name, or unload_lora_weights().")
-        state, alphas, metadata = read_lora(loader, source, options)
+        state, alphas, metadata = _read_lora(loader, source, options)
         active: list[str] = cast(Any, self).get_active_adapters() if known else []
         try:
             loader.load_lora_into_unet(
                 state, network_alphas=alphas, unet=unet, adapter_name=adapter_name, _pipeline=self, **metadata
             )
-        except UNFIT as error:
-            remove(unet, set(adapters_of(unet)) - set(known), active)
+        except _UNFIT as error:
+            remove(unet, set(_adapters_of(unet)) - set(known), active)
             reason = " ".join(str(error).split())[:200]
             raise ValueError(f"This LoRA does not fit the UNet ({reason}): is it of another base?") from error
-        self._from_users = adapters_of(unet)
+        self._from_users = _adapters_of(unet)
 
     def unload_lora_weights(self) -> None:
         """Removes every LoRA that `load_lora_weights` added; those that a checkpoint came with stay."""
@@ -87,7 +87,7 @@ class UserLoraMixin(LoraBaseMixin):
             ValueError: no LoRA of such a name is loaded.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        known = adapters_of(self.unet)
+        known = _adapters_of(self.unet)
         if missing := [name for name in names if name not in known]:
             raise ValueError(f"There is no LoRA {missing[0]!r}: call load_lora_weights first (loaded: {list(known)}).")
         weights = list(adapter_weights) if isinstance(adapter_weights, Sequence) else adapter_weights
@@ -95,7 +95,7 @@ class UserLoraMixin(LoraBaseMixin):
         base.set_adapters(names, weights)
 
 
-def adapters_of(unet: ModelMixin) -> tuple[str, ...]:
+def _adapters_of(unet: ModelMixin) -> tuple[str, ...]:
     """Names of the adapters on a UNet."""
     return tuple(getattr(unet, "peft_config", ()))
 
@@ -114,7 +114,7 @@ def remove(unet: Any, adapters: Collection[str], active: Sequence[str]) -> None:
         layer.set_adapter(active)
 
 
-def lora_loader(unet: ModelMixin) -> Any:
+def _lora_loader(unet: ModelMixin) -> Any:
     """diffusers' functions for LoRA of Stable Diffusion.
 
     Raises:
@@ -132,9 +132,11 @@ def lora_loader(unet: ModelMixin) -> Any:
     return StableDiffusionLoraLoaderMixin
 
 
-def read_lora(loader: Any, source: Source, options: Mapping[str, Any]) -> tuple[dict[str, Tensor], Any, dict[str, Any]]:
+def _read_lora(
+    loader: Any, source: Source, options: Mapping[str, Any]
+) -> tuple[dict[str, Tensor], Any, dict[str, Any]]:
     """Tensors for the UNet, kohya's alphas, and the metadata that newer releases of diffusers keep alphas in."""
-    place, file = (dict(source), None) if isinstance(source, Mapping) else locate(Path(source))
+    place, file = (dict(source), None) if isinstance(source, Mapping) else _locate(Path(source))
     names = {} if file is None else {"weight_name": file}
     try:
         state, alphas, *metadata = loader.lora_state_dict(
@@ -150,7 +152,7 @@ def read_lora(loader: Any, source: Source, options: Mapping[str, Any]) -> tuple[
     return own, alphas, {"metadata": metadata[0]} if metadata else {}
 
 
-def locate(path: Path) -> tuple[str, str | None]:
+def _locate(path: Path) -> tuple[str, str | None]:
     """Folder and file of a LoRA, or a name on the hub and None; older releases of diffusers guess no file offline.
 
     Raises:
@@ -160,4 +162,4 @@ def locate(path: Path) -> tuple[str, str | None]:
         return str(path.parent), path.name
     if path.suffix == ".safetensors":
         raise CheckpointError(f"{path} is not a file: check the path.")
-    return path.as_posix(), USUAL_NAME if (path / USUAL_NAME).is_file() else None
+    return path.as_posix(), _USUAL_NAME if (path / _USUAL_NAME).is_file() else None

@@ -86,7 +86,7 @@ class Network:
         return replace(self, bytes_per_pixel=self.bytes_per_pixel * 4 / self.module_dtype.itemsize)
 
 
-def cells_of(pixels: int | None, factor: int) -> int | None:
+def _cells_of(pixels: int | None, factor: int) -> int | None:
     """Latents that cover so many pixels."""
     return None if pixels is None else -(-pixels // factor)
 
@@ -119,7 +119,7 @@ def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
         partial(forward.encode, vae, timestep=timestep),
         read_scale=factor,
         write_scale=1,
-        halo=tiles_halo(stages) if stages else cells_of(getattr(vae, "encoder_halo", None), factor),
+        halo=_tiles_halo(stages) if stages else _cells_of(getattr(vae, "encoder_halo", None), factor),
         align=1,
         bytes_per_pixel=bytes_per_pixel(vae, "encode", factor),
         stages=stages,
@@ -137,14 +137,14 @@ def decoder(vae: nn.Module) -> Network:
         partial(forward.decode, vae),
         read_scale=1,
         write_scale=factor,
-        halo=tiles_halo(stages) if stages else cells_of(getattr(vae, "decoder_halo", None), factor),
+        halo=_tiles_halo(stages) if stages else _cells_of(getattr(vae, "decoder_halo", None), factor),
         align=1,
         bytes_per_pixel=bytes_per_pixel(vae, "decode", factor),
         stages=stages,
     )
 
 
-def tiles_halo(stages: Stages) -> int:
+def _tiles_halo(stages: Stages) -> int:
     """Latents that the stages which may be tiled reach; the one at the latents' resolution never is."""
     return reach(tuple(stage for stage in stages if stage.scale > 1))
 
@@ -277,7 +277,7 @@ def run_tiled(
     device = device or x.device
     large = network.halo is None or bool(network.stages)  # the mini's tiles leave little, and are done in no time
     if large and tile is not None and device.type == "cpu":
-        on_tile = giving_back(on_tile)
+        on_tile = _giving_back(on_tile)
     if network.stages and tile is not None:
         wake(network.module)
         values = budget / network.module_dtype.itemsize
@@ -369,7 +369,7 @@ def run(
             side = tiles.smaller(side, max(cells))
             if free_memory is not None:
                 free_memory()
-        elif is_finite(out):
+        elif _is_finite(out):
             return out
         elif wide or network.module_dtype == torch.float32:
             message = f"The {network.stage} step gives NaN or infinity even in fp32: the weights are damaged"
@@ -381,12 +381,12 @@ def run(
             side = chosen = choose_tile(network, *cells, tile, device)
 
 
-def is_finite(x: Tensor) -> bool:
+def _is_finite(x: Tensor) -> bool:
     """Whether `x` holds no NaN and no infinity, without a copy of it: a sum shows either."""
     return bool(x.sum().isfinite())
 
 
-def giving_back(on_tile: tiles.TileCallback | None) -> tiles.TileCallback:
+def _giving_back(on_tile: tiles.TileCallback | None) -> tiles.TileCallback:
     """The same, after freed heap memory was returned to the operating system."""
 
     def after(done: int, total: int) -> None:

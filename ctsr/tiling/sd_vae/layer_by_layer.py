@@ -18,9 +18,9 @@ from .statistics import Moments, measure, normalise, pool
 
 TILE = 128
 """Samples of the coarser grid."""
-HALO = 1
+_HALO = 1
 """Samples of the coarser grid: the reach of two convolutions on the finer one, or of one that halves it."""
-FINE = 2
+_FINE = 2
 """Samples of the finer grid to one of the coarser."""
 
 Tile = tuple[Span, Span]
@@ -49,7 +49,7 @@ def run(
     layers = Layers(stage, x, device, step)
     resnets = cast(Sequence[Any], stage.resnets)
     moments = layers.survey(resnets[0].norm1.num_groups)
-    for resnet, following in zip(resnets, [*(r.norm1 for r in resnets[1:]), last_norm(stage)], strict=True):
+    for resnet, following in zip(resnets, [*(r.norm1 for r in resnets[1:]), _last_norm(stage)], strict=True):
         moments = layers.first_half(resnet, moments)
         moments = layers.second_half(resnet, moments, following.num_groups)
     return layers.finish(moments, out_device)
@@ -63,7 +63,7 @@ def count(stage: Stage, height: int, width: int) -> int:
 
 def longest_read() -> int:
     """Side of what a layer reads at a time, at most, in samples of the finer grid."""
-    return FINE * (TILE + 2 * HALO)
+    return _FINE * (TILE + 2 * _HALO)
 
 
 def kept_values(stage: Stage) -> int:
@@ -73,10 +73,10 @@ def kept_values(stage: Stage) -> int:
 
 def plan(height: int, width: int) -> list[Tile]:
     """Tiles over a coarser grid of height x width samples."""
-    return list(product(plan_halo(height, TILE, HALO), plan_halo(width, TILE, HALO)))
+    return list(product(plan_halo(height, TILE, _HALO), plan_halo(width, TILE, _HALO)))
 
 
-def last_norm(stage: Stage) -> nn.GroupNorm:
+def _last_norm(stage: Stage) -> nn.GroupNorm:
     """What normalises the last resnet's result; where nothing does, a norm whose statistics nobody will use."""
     norms = [module for module in stage.after if isinstance(module, nn.GroupNorm)]
     return norms[0] if norms else cast(Any, stage.resnets[-1]).norm2
@@ -102,7 +102,7 @@ class Layers:
 
     def survey(self, groups: int) -> Moments:
         """Statistics for the first GroupNorm."""
-        return self.over_tiles(lambda tile: measure(core(self.source(tile), tile, FINE)[0], groups))
+        return self.over_tiles(lambda tile: measure(core(self.source(tile), tile, _FINE)[0], groups))
 
     def first_half(self, resnet: Any, moments: Moments) -> Moments:
         """norm1 to conv1 fills `hidden`; `x` becomes what the second half is added to. Statistics for norm2."""
@@ -112,16 +112,16 @@ class Layers:
 
         def layer(tile: Tile) -> Moments:
             source = self.source(tile)
-            y = core(resnet.conv1(resnet.nonlinearity(normalise(resnet.norm1, source, moments))), tile, FINE)
-            hidden[write(tile, FINE)] = y
+            y = core(resnet.conv1(resnet.nonlinearity(normalise(resnet.norm1, source, moments))), tile, _FINE)
+            hidden[write(tile, _FINE)] = y
             if changed:
-                inner = core(source, tile, FINE)
+                inner = core(source, tile, _FINE)
                 shortcut = inner if resnet.conv_shortcut is None else resnet.conv_shortcut(inner)
-                residual[write(tile, FINE)] = shortcut
+                residual[write(tile, _FINE)] = shortcut
             return measure(y[0], resnet.norm2.num_groups)
 
         following = self.over_tiles(layer)
-        self.hidden, self.x, self.before, self.read_factor = hidden, residual, (), FINE
+        self.hidden, self.x, self.before, self.read_factor = hidden, residual, (), _FINE
         return following
 
     def second_half(self, resnet: Any, moments: Moments, groups: int) -> Moments:
@@ -129,9 +129,9 @@ class Layers:
         emb = self.stage.embed(self.hidden)
 
         def layer(tile: Tile) -> Moments:
-            h = modulate(resnet, normalise(resnet.norm2, self.hidden[read(tile, FINE)], moments), emb)
-            h = core(resnet.conv2(resnet.nonlinearity(h)), tile, FINE)
-            place = write(tile, FINE)
+            h = modulate(resnet, normalise(resnet.norm2, self.hidden[read(tile, _FINE)], moments), emb)
+            h = core(resnet.conv2(resnet.nonlinearity(h)), tile, _FINE)
+            place = write(tile, _FINE)
             self.x[place] = (self.x[place] + h) / resnet.output_scale_factor
             return measure(self.x[place][0], groups)
 
@@ -171,7 +171,7 @@ class Layers:
 
     def buffer(self, channels: int) -> Tensor:
         """Room for an activation of the whole picture."""
-        shape = (1, channels, self.height * FINE, self.width * FINE)
+        shape = (1, channels, self.height * _FINE, self.width * _FINE)
         return torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
 
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .statistics import Box, scaled
 
-STIFFNESS = 10
+_STIFFNESS = 10
 """How much the fit to the whole picture counts against even weights."""
-LEAST_WEIGHT = 0.1
+_LEAST_WEIGHT = 0.1
 """Of a crop, where the mean is 1."""
 BAND = 64
 """Rows of cells at a time, in passes over the whole input."""
@@ -122,6 +122,6 @@ def calibrate(sample: Tensor, whole: Tensor) -> list[float]:
     deviation = torch.where(scale > 0, deviation / scale, 0)
     gram = deviation @ deviation.mT / deviation.shape[1]
     eye, ones = torch.eye(len(sample), dtype=torch.float64), torch.ones(len(sample), dtype=torch.float64)
-    solved = cast(Tensor, torch.linalg.solve(eye + STIFFNESS * gram, ones))  # pyright: ignore[reportUnknownMemberType]
-    weights = solved.nan_to_num(nan=1.0).clamp(min=LEAST_WEIGHT)
+    solved = cast(Tensor, torch.linalg.solve(eye + _STIFFNESS * gram, ones))  # pyright: ignore[reportUnknownMemberType]
+    weights = solved.nan_to_num(nan=1.0).clamp(min=_LEAST_WEIGHT)
     return [float(weight) for weight in weights / weights.mean()]

@@ -68,12 +68,12 @@ def run(
         for group in groups:
             last = group is groups[-1]
             kept = not last and group.way in ("whole", "layers")  # small enough for the device
-            y = run_group(group, y, tile, device, device if kept else x.device, step)
+            y = _run_group(group, y, tile, device, device if kept else x.device, step)
         results.append(y.float())
     return torch.cat(results) if len(results) > 1 else results[0]
 
 
-def run_group(
+def _run_group(
     group: Group, x: Tensor, tile: int, device: torch.device, out_device: torch.device, step: Callable[..., None]
 ) -> Tensor:
     """The result of a group over one picture, on `out_device`."""
@@ -140,17 +140,17 @@ def work(stage: Stage, cells: float) -> float:
 def working_values(stages: Stages, height: int, width: int, tile: int, budget: float) -> float:
     """Values that a network is predicted to hold at its peak over height x width cells, on the device."""
     groups = plan(stages, height, width, tile, budget)
-    held = [0, *(height * width * kept_on_device(group) for group in groups)]
-    return max(group_values(group, height, width, tile) + given for group, given in zip(groups, held, strict=False))
+    held = [0, *(height * width * _kept_on_device(group) for group in groups)]
+    return max(_group_values(group, height, width, tile) + given for group, given in zip(groups, held, strict=False))
 
 
-def kept_on_device(group: Group) -> int:
+def _kept_on_device(group: Group) -> int:
     """Values a cell that a group leaves on the device for the next."""
     last = group.stages[-1]
     return last.result_width * last.write_scale**2 if group.way in ("whole", "layers") else 0
 
 
-def group_values(group: Group, height: int, width: int, tile: int) -> float:
+def _group_values(group: Group, height: int, width: int, tile: int) -> float:
     """The same for one group of its plan."""
     cells = height * width
     if group.way == "layers":

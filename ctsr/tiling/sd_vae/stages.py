@@ -20,7 +20,7 @@ from ...families import Timestep
 from ...models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL, steps_of
 from ...models.forward import vae_scale_factor
 
-BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
+_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDecoderBlock2D"}
 ATTENTION_SCORES = 2**27
 """Scores of attention at a time, for devices where torch has no implementation that keeps none."""
 Modules = tuple[nn.Module, ...]
@@ -28,7 +28,7 @@ Normalise = Callable[[nn.GroupNorm, Tensor], Tensor]
 """Computes a GroupNorm of [B, C, h, w]."""
 
 
-def by_itself(norm: nn.GroupNorm, x: Tensor) -> Tensor:
+def _by_itself(norm: nn.GroupNorm, x: Tensor) -> Tensor:
     """GroupNorm by the statistics of its argument, as ever."""
     return norm(x)
 
@@ -60,7 +60,7 @@ class Stage:
     write_scale: int
     embed: Callable[[Tensor], Tensor | None]
 
-    def __call__(self, x: Tensor, normalise: Normalise = by_itself) -> Tensor:
+    def __call__(self, x: Tensor, normalise: Normalise = _by_itself) -> Tensor:
         """[B, C, h * read_scale, w * read_scale] -> [B, C', h * write_scale, w * write_scale]."""
         emb = self.embed(x)
         for module in (*self.before, *self.resnets, *self.after):
@@ -103,7 +103,7 @@ class Stage:
 Stages = tuple[Stage, ...]
 
 
-def run_stages(stages: Stages, x: Tensor, normalise: Normalise = by_itself) -> Tensor:
+def run_stages(stages: Stages, x: Tensor, normalise: Normalise = _by_itself) -> Tensor:
     """Stages one after the other, in the dtype of their weights."""
     dtype = next(stages[0].resnets[0].parameters()).dtype
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -128,7 +128,7 @@ def middle_block(block: Any, x: Tensor, emb: Tensor | None, normalise: Normalise
     x = resnet(block.resnets[0], x, emb, normalise)
     for attention, following in zip(block.attentions, block.resnets[1:], strict=True):
         if attention is not None:
-            x = attend(attention, x, normalise)
+            x = _attend(attention, x, normalise)
         x = resnet(following, x, emb, normalise)
     return x
 
@@ -150,7 +150,7 @@ def modulate(block: Any, h: Tensor, emb: Tensor | None) -> Tensor:
     return h * (1 + scale) + shift
 
 
-def attend(attention: Any, x: Tensor, normalise: Normalise) -> Tensor:
+def _attend(attention: Any, x: Tensor, normalise: Normalise) -> Tensor:
     """Attention of every sample to all others, by SDPA; queries go in chunks of at most `ATTENTION_SCORES` scores."""
     tokens = normalise(attention.group_norm, x.contiguous()).flatten(2).mT  # as diffusers lays it out: the same bits
     query, key, value = (
@@ -180,7 +180,7 @@ def has_stages(vae: nn.Module) -> bool:
     if not isinstance(vae, AutoencoderKL):
         return False
     config = cast(Any, vae).config
-    return all(set(config[key]) == {block} for key, block in BLOCKS.items()) and len(config["block_out_channels"]) > 1
+    return all(set(config[key]) == {block} for key, block in _BLOCKS.items()) and len(config["block_out_channels"]) > 1
 
 
 def decoder_stages(vae: AutoencoderKL) -> Stages:

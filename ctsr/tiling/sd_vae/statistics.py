@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 Box = tuple[slice, slice]
 """Rows and columns, with start and stop."""
-MEASURED_VARIANCE_EPSILON = 1e-12
+_MEASURED_VARIANCE_EPSILON = 1e-12
 """Added by the kernel that measures, and subtracted again."""
 VALUES_AT_ONCE = 2**23
 """Values that are copied at a time to be measured, or one group."""
-FLAT = 1e-6
+_FLAT = 1e-6
 """Variance below which a ratio of variances means nothing: the epsilon of Stable Diffusion's norms."""
 
 
@@ -48,15 +48,17 @@ def measure(x: Tensor, groups: int) -> Moments:
     variances: list[Tensor] = []
     for first in range(0, x.shape[0], step):
         # GroupNorm itself: torch's reductions over channels-last tensors are several times slower.
-        part = x[first : first + step].to(statistics_dtype(x), memory_format=torch.contiguous_format).contiguous()[None]
+        part = (
+            x[first : first + step].to(_statistics_dtype(x), memory_format=torch.contiguous_format).contiguous()[None]
+        )
         shape = 1, part.shape[1], part[0, 0].numel(), part.shape[1] // each
-        _, mean, rstd = torch.native_group_norm(part, None, None, *shape, MEASURED_VARIANCE_EPSILON)
+        _, mean, rstd = torch.native_group_norm(part, None, None, *shape, _MEASURED_VARIANCE_EPSILON)
         means.append(mean[0])
-        variances.append(rstd[0].pow(-2) - MEASURED_VARIANCE_EPSILON)
+        variances.append(rstd[0].pow(-2) - _MEASURED_VARIANCE_EPSILON)
     return Moments(x[0].numel(), torch.cat(means), torch.cat(variances))
 
 
-def statistics_dtype(x: Tensor) -> torch.dtype:
+def _statistics_dtype(x: Tensor) -> torch.dtype:
     """fp32, or fp64 for fp64."""
     return torch.promote_types(x.dtype, torch.float32)
 
@@ -74,7 +76,7 @@ def pool(parts: Sequence[Moments]) -> Moments:
 
 def carry(moments: Moments, before: Moments, after: Moments) -> Moments:
     """`moments`, changed by the scale and shift of each group that take `before` to `after`."""
-    ratio = (after.var.clamp(min=0) + FLAT) / (before.var.clamp(min=0) + FLAT)
+    ratio = (after.var.clamp(min=0) + _FLAT) / (before.var.clamp(min=0) + _FLAT)
     mean = after.mean + ratio.sqrt() * (moments.mean - before.mean)
     return Moments(moments.area, mean, ratio * moments.var)
 
@@ -84,7 +86,7 @@ def normalise(norm: nn.GroupNorm, x: Tensor, moments: Moments) -> Tensor:
     hook: Any = getattr(norm, "_hf_hook", None)
     if hook is not None:
         hook.pre_forward(norm)  # accelerate's offloading brings the weights
-    each, dtype = norm.num_channels // norm.num_groups, statistics_dtype(x)
+    each, dtype = norm.num_channels // norm.num_groups, _statistics_dtype(x)
     mean, var = (values.repeat_interleave(each).to(dtype) for values in (moments.mean, moments.var))
     y = F.batch_norm(x, mean, var, norm.weight.to(dtype), norm.bias.to(dtype), False, 0.0, norm.eps)
     return y if hook is None else hook.post_forward(norm, y)

@@ -130,12 +130,15 @@ def describe(model: ModelMixin) -> dict[str, Any]:
     name = type(model).__name__
     if _CLASSES.get(name) is not type(model):
         raise ValueError(f"A file cannot keep a {name}: use one of {', '.join(_CLASSES)}, or save_pretrained.")
-    config = dict(cast(Any, model).config)
-    built_with = {key: value for key, value in config.items() if not key.startswith("_")}  # not diffusers' bookkeeping
-    spec: dict[str, Any] = {"class": name, "config": built_with}
+    spec: dict[str, Any] = {"class": name, "config": arguments_of(model)}
     if (lora := describe_lora(model)) is not None:
         spec["lora"] = lora
     return spec
+
+
+def arguments_of(model: ModelMixin) -> dict[str, Any]:
+    """What the model was built with, without diffusers' own bookkeeping."""
+    return {key: value for key, value in dict(cast(Any, model).config).items() if not key.startswith("_")}
 
 
 def load_single_file(cls: type[PipelineT], path: Path) -> PipelineT:

@@ -124,9 +124,8 @@ OPTIONAL = {
     "transformers": "an extra",
 }
 """What a function may import when it is called, and why not its file."""
-LAZY = dict.fromkeys(
-    ("app/cli.py", "app/cli_batch.py", "app/cli_hub.py", "app/cli_looks.py"), "`ctsr --help` starts without torch"
-)
+STARTS_QUICKLY = ("app/arguments.py", "app/cli.py", "app/cli_batch.py", "app/cli_hub.py", "app/cli_looks.py")
+LAZY = dict.fromkeys(STARTS_QUICKLY, "`ctsr --help` starts without torch")
 """Files whose functions may import anything."""
 
 

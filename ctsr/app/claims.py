@@ -18,7 +18,7 @@ def claim(target: Path, wait: bool = False) -> Generator[bool, None, None]:
     """Hold the right to make `target`; yields whether it is ours.
 
     It is a lock of the operating system on a hidden file beside `target`, so that the system frees it when its process
-    dies. Missing folders are made, and removed again if nothing was put into them.
+    dies. Missing folders are made, see `new_folders`.
 
     Args:
         target: the file to make.
@@ -27,21 +27,20 @@ def claim(target: Path, wait: bool = False) -> Generator[bool, None, None]:
     Raises:
         ImageWriteError: the folder cannot be made or written to.
     """
-    with _folder(target.parent):
-        path = hidden_name(target, _CLAIM)
-        lock = FileLock(path)
-        try:
-            _acquire(lock, path, -1 if wait else 0)
-        except Timeout:
-            yield False
-            return
-        except OSError as error:
-            raise write_failure(target, error) from error
-        try:
-            yield True
-        finally:
-            path.unlink(missing_ok=True)  # while it is ours: who waits for it sees that it is gone, and makes another
-            lock.release()
+    path = hidden_name(target, _CLAIM)
+    lock = FileLock(path)
+    try:
+        _acquire(lock, path, -1 if wait else 0)
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise write_failure(target, error) from error
+    try:
+        yield True
+    finally:
+        path.unlink(missing_ok=True)  # while it is ours: who waits for it sees that it is gone, and makes another
+        lock.release()
 
 
 def _acquire(lock: FileLock, path: Path, timeout: float) -> None:
@@ -60,15 +59,15 @@ def _acquire(lock: FileLock, path: Path, timeout: float) -> None:
 
 
 @contextlib.contextmanager
-def _folder(folder: Path) -> Generator[None, None, None]:
-    """Remove those of a folder and its parents that were missing before and are empty after."""
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+def new_folders(folders: Iterable[Path]) -> Generator[None, None, None]:
+    """Remove those of some folders and their parents that were missing before and are empty after."""
+    missing = {parent for folder in folders for parent in (folder, *folder.parents) if not parent.exists()}
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # the first that holds something
-            for parent in missing:
-                parent.rmdir()
+        for folder in sorted(missing, key=lambda path: len(path.parts), reverse=True):
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
 
 
 def remove_leftovers(folders: Iterable[Path]) -> None:

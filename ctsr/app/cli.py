@@ -7,16 +7,45 @@ modules that need torch are imported inside the commands, so that `--help` need 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from ..errors import CTSRError
+from .arguments import (
+    BitDepthOption,
+    ColorFixOption,
+    DeviceOption,
+    DevicesOption,
+    DryRunOption,
+    FilePrecisionName,
+    FitOption,
+    FormatOption,
+    JobsOption,
+    LongSideOption,
+    LosslessOption,
+    MegapixelsOption,
+    ModelOption,
+    OverwriteOption,
+    PrecisionName,
+    PrecisionOption,
+    QualityOption,
+    ScaleOption,
+    SizeOption,
+    StripOption,
+    SuffixOption,
+    TileOption,
+    make_encoding,
+    make_model,
+    make_options,
+    make_size,
+    one_device,
+)
 from .cli_batch import batch_command
 from .cli_hub import hub_folder_command
 from .cli_looks import compare_command, report_command
@@ -25,15 +54,10 @@ from .console import Bar, print_scores, report_errors, say, sum_up
 if TYPE_CHECKING:
     import torch
 
-    from ..images.color_fix import ColorFix
-    from ..images.formats import Encoding
-    from ..images.picture import Bits
-    from ..precision import Precision
     from .evaluate import Pair, Task
-    from .lazy_pipeline import LazyPipeline
-    from .options import Options
+    from .finished import Finished
     from .plan import Job
-    from .run import Found
+    from .run import Outcome
 
 app = typer.Typer(
     name="ctsr",
@@ -44,102 +68,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-DEFAULT_SCALE = 4.0
-
-
-class PrecisionName(str, Enum):
-    """What the networks compute in."""
-
-    _value_: Precision
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class FilePrecisionName(str, Enum):
-    """What the weights in a file are."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class DeviceName(str, Enum):
-    """Where the networks run."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-class ColorFixName(str, Enum):
-    """How colours are taken from the original."""
-
-    _value_: ColorFix
-
-    none = "none"
-    wavelet = "wavelet"
-    adain = "adain"
-    lab = "lab"
-
-
-ScaleOption = Annotated[float | None, typer.Option(help="Side of the result / side of the picture.  [default: 4]")]
-SizeOption = Annotated[
-    str | None, typer.Option(metavar="WxH", help="Exact size of the result in pixels, instead of --scale.")
-]
-ModelOption = Annotated[str, typer.Option(help="'mini' (built in), a .safetensors file of ctsr, or a folder.")]
-TileOption = Annotated[int, typer.Option(help="Side of a tile in pixels of the result; 0: automatic, none if it fits.")]
-ColorFixOption = Annotated[
-    ColorFixName | None, typer.Option(help="Take colours from the original.  [default: the model's own]")
-]
-PrecisionOption = Annotated[PrecisionName, typer.Option(help="auto: bf16 where the hardware has it, else fp32.")]
-DeviceOption = Annotated[DeviceName, typer.Option(help="auto: a CUDA device where there is one, else the CPU.")]
-OverwriteOption = Annotated[
-    bool, typer.Option("--overwrite", help="Replace what is already there, whatever it was made with.")
-]
-
-
-class FormatName(str, Enum):
-    """Formats by their usual suffix."""
-
-    png = "png"
-    jpg = "jpg"
-    webp = "webp"
-    tif = "tif"
-    avif = "avif"
-    gif = "gif"
-    bmp = "bmp"
-
-
-class BitDepth(str, Enum):
-    """Bits of a channel."""
-
-    eight = "8"
-    sixteen = "16"
-    thirty_two = "32"
-
-
-BITS: dict[BitDepth, Bits] = {BitDepth.eight: 8, BitDepth.sixteen: 16, BitDepth.thirty_two: 32}
-
-FormatOption = Annotated[FormatName | None, typer.Option("--format", help="Of every result.  [default: as OUT or IN]")]
-SuffixOption = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="Put behind the names, such as -x4.  [default: -ctsr without -o]")
-]
-QualityOption = Annotated[
-    int | None, typer.Option(metavar="1..100", help="Of JPEG, WebP and AVIF.  [default: 95, 95, 90]")
-]
-LosslessOption = Annotated[
-    bool, typer.Option("--lossless", help="WebP without loss, which it also is where IN is lossless WebP.")
-]
-BitDepthOption = Annotated[
-    BitDepth | None, typer.Option(help="Of a channel: PNG to 16, TIFF to 32 (floating-point).  [default: as IN]")
-]
-StripOption = Annotated[
-    bool, typer.Option("--strip-metadata", help="Leave out camera, place, date, comments and text of the original.")
-]
 
 
 def print_version(wanted: bool) -> None:
@@ -171,6 +99,9 @@ def upscale_command(
     ] = None,
     scale: ScaleOption = None,
     size: SizeOption = None,
+    fit: FitOption = None,
+    long_side: LongSideOption = None,
+    megapixels: MegapixelsOption = None,
     t: Annotated[
         str, typer.Option("--t", help="The dial: 0 = most realistic, 1 = most faithful; auto: chosen for each picture.")
     ] = "0.5",
@@ -178,8 +109,10 @@ def upscale_command(
     tile: TileOption = 0,
     color_fix: ColorFixOption = None,
     precision: PrecisionOption = PrecisionName.auto,
-    device: DeviceOption = DeviceName.auto,
+    devices: DevicesOption = "auto",
+    jobs: JobsOption = 1,
     overwrite: OverwriteOption = False,
+    only_plan: DryRunOption = False,
     file_format: FormatOption = None,
     suffix: SuffixOption = None,
     quality: QualityOption = None,
@@ -187,7 +120,7 @@ def upscale_command(
     bit_depth: BitDepthOption = None,
     strip_metadata: StripOption = False,
 ) -> None:
-    """Upscale pictures, or folders of pictures.
+    """Upscale pictures, or folders of pictures; - is standard input or output.
 
     Without -o, photo.jpg becomes photo-ctsr.png in the current folder. With one picture, OUT is the picture to write
     if it has a suffix (.png, .jpg, .tif, .webp, ...), else a folder. Folders are searched with their subfolders; OUT
@@ -201,22 +134,32 @@ def upscale_command(
     end, and the exit code is 1.
     """
     console = Console(stderr=True)
-    with report_errors(console):
-        from ..images.formats import Encoding
-        from .claims import remove_leftovers
+    with report_errors(console), TemporaryDirectory() as folder:
+        from .devices import parse_devices
         from .finished import Finished
         from .options import parse_t
+        from .pipes import PIPE, give_output, output_file, take_input
         from .plan import Naming, check_encoding, plan
-        from .upscale import upscale
 
-        encoding = Encoding(quality, lossless, None if bit_depth is None else BITS[bit_depth])
-        options = make_options(parse_t(t), scale, size, tile, color_fix, strip_metadata, encoding)
-        loaded = make_model(model, precision, device)
-        jobs = plan(inputs, output, Naming(suffix, file_format and f".{file_format.value}"))
-        check_encoding(jobs, encoding)
-        remove_leftovers({job.target.parent for job in jobs})
+        encoding = make_encoding(quality, lossless, bit_depth)
+        wanted = make_size(scale, size, fit, long_side, megapixels)
+        options = make_options(parse_t(t), wanted, tile, color_fix, strip_metadata, encoding)
+        where = parse_devices(devices) * jobs
+        loaded = make_model(model, precision, where[0])
+        naming = Naming(suffix, file_format and f".{file_format.value}")
+        if output == PIPE:
+            target = output_file(inputs, naming.format or ".png", Path(folder))
+            planned = plan(take_input(inputs, Path(folder)), str(target))
+        else:
+            planned = plan(take_input(inputs, Path(folder)), output, naming)
+        check_encoding(planned, encoding)
         found = Finished(loaded, options, overwrite)
-        code = run_jobs(console, jobs, lambda job, on_tile: upscale(job, loaded, options, on_tile), found)
+        if only_plan:
+            print_plan(planned, found)
+            return
+        code = upscale_all(console, planned, found, where)
+        if output == PIPE and code == 0:
+            give_output(planned[0].target)
     raise typer.Exit(code)
 
 
@@ -225,16 +168,16 @@ def sweep_command(
     picture: Annotated[Path, typer.Argument(metavar="IN", help="A picture.")],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write into.")],
     t: Annotated[str, typer.Option("--t", help="Values of the dial with commas between.")] = "0,0.2,0.4,0.6,0.8,1",
-    features: Annotated[
-        Path | None, typer.Option("--features", metavar="DIR", help="Weights of LPIPS and DISTS, without pyiqa.")
-    ] = None,
     scale: ScaleOption = None,
     size: SizeOption = None,
+    fit: FitOption = None,
+    long_side: LongSideOption = None,
+    megapixels: MegapixelsOption = None,
     model: ModelOption = "mini",
     tile: TileOption = 0,
     color_fix: ColorFixOption = None,
     precision: PrecisionOption = PrecisionName.auto,
-    device: DeviceOption = DeviceName.auto,
+    device: DeviceOption = "auto",
     strip_metadata: StripOption = False,
 ) -> None:
     """Upscale one picture at several t, for the price of one and a decode each.
@@ -246,15 +189,22 @@ def sweep_command(
     with report_errors(console):
         from .options import parse_dials
         from .plan import Job
+        from .run import run
         from .upscale import sweep
 
         dials = parse_dials(t)
-        options = make_options(dials[0], scale, size, tile, color_fix, strip_metadata)
-        loaded = make_model(model, precision, device)
+        wanted = make_size(scale, size, fit, long_side, megapixels)
+        options = make_options(dials[0], wanted, tile, color_fix, strip_metadata)
+        loaded = make_model(model, precision, one_device(device))
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file: name a folder with -o.")
-        jobs = [Job(picture, output)]
-        code = run_jobs(console, jobs, lambda job, on_tile: sweep(job, loaded, options, dials, on_tile))
+        bar = Bar(console, 1)
+
+        def work(job: Job) -> str:
+            bar.start(job.source.name)
+            return sweep(job, loaded, options, dials, bar)
+
+        code = watch(console, bar, run([Job(picture, output)], work), 1)
     raise typer.Exit(code)
 
 
@@ -274,7 +224,7 @@ def evaluate_command(
     tile: TileOption = 0,
     color_fix: ColorFixOption = None,
     precision: PrecisionOption = PrecisionName.auto,
-    device: DeviceOption = DeviceName.auto,
+    device: DeviceOption = "auto",
 ) -> None:
     """Score results along t against the ground truth, beside bicubic, a blend of its two ends and others' results.
 
@@ -295,8 +245,8 @@ def evaluate_command(
             needs = "`ctsr evaluate` needs scikit-image and matplotlib"
             raise CTSRError(f'{needs} ({error}): pip install "ctsr[eval]".') from error
 
-        options = make_options(0, None, None, tile, color_fix)
-        loaded, others = make_model(model, precision, device), sr or []
+        options = make_options(0, make_size(), tile, color_fix)
+        loaded, others = make_model(model, precision, one_device(device)), sr or []
         dials = sorted(parse_dials(t))
         task = evaluate.Task(loaded, options, dials, evaluate.name_folders(others), output, features)
         evaluate.check_out(task, [lr, hr, *others])
@@ -341,21 +291,26 @@ def convert_command(
 @app.command("info")
 def info_command(
     model: Annotated[str, typer.Argument(help="'mini', a .safetensors file, or a folder.")] = "mini",
-    size: Annotated[str, typer.Option(metavar="WxH", help="Size of the picture that goes in.")] = "1920x1080",
-    scale: Annotated[float, typer.Option(help="Side of the result / side of the picture.")] = DEFAULT_SCALE,
+    input_size: Annotated[str, typer.Option(metavar="WxH", help="Size of the picture that goes in.")] = "1920x1080",
+    scale: ScaleOption = None,
+    size: SizeOption = None,
+    fit: FitOption = None,
+    long_side: LongSideOption = None,
+    megapixels: MegapixelsOption = None,
     tile: TileOption = 0,
     precision: PrecisionOption = PrecisionName.auto,
-    device: DeviceOption = DeviceName.auto,
+    device: DeviceOption = "auto",
 ) -> None:
     """Show what a model is, how it would run here, and the memory and tiles that a picture would take."""
     console = Console(stderr=True)
     with report_errors(console):
         from .info import memory_rows, model_rows
-        from .options import Options, parse_size
+        from .options import Options
+        from .sizes import parse_box
 
-        options = Options(scale=scale, tile=tile)
-        width, height = parse_size(size)
-        loaded = make_model(model, precision, device)
+        options = Options(size=make_size(scale, size, fit, long_side, megapixels), tile=tile)
+        width, height = parse_box(input_size)
+        loaded = make_model(model, precision, one_device(device))
         rows = [*model_rows(loaded, precision.value), *memory_rows(loaded, options, (height, width))]
         indent = max(len(name) for name, _ in rows) + 2
         for name, value in rows:
@@ -375,10 +330,13 @@ def plan_command(
     ] = False,
     scale: ScaleOption = None,
     size: SizeOption = None,
+    fit: FitOption = None,
+    long_side: LongSideOption = None,
+    megapixels: MegapixelsOption = None,
     model: ModelOption = "mini",
     tile: TileOption = 0,
     precision: PrecisionOption = PrecisionName.auto,
-    device: DeviceOption = DeviceName.auto,
+    device: DeviceOption = "auto",
 ) -> None:
     """Say what a run would take before it runs: tiles, passes, memory against what is free, time.
 
@@ -389,9 +347,9 @@ def plan_command(
     with report_errors(console):
         from .forecast import result_sizes
 
-        options = make_options(0, scale, size, tile, None)
+        options = make_options(0, make_size(scale, size, fit, long_side, megapixels), tile, None)
         sizes = result_sizes(inputs or [], frames, options)
-        plan = make_model(model, precision, device).pipeline.plan(sizes, tile, keep=at_once)
+        plan = make_model(model, precision, one_device(device)).pipeline.plan(sizes, tile, keep=at_once)
         indent = max(len(name) for name, _ in plan.rows()) + 2
         for name, value in plan.rows():
             typer.echo(f"{name:<{indent}}{value}")
@@ -405,79 +363,53 @@ app.command("report")(report_command)
 app.command("hub-folder")(hub_folder_command)
 
 
-# --------------------------------------------------------------------------------------------------------- arguments
-
-
-def make_options(
-    t: float | Literal["auto"],
-    scale: float | None,
-    size: str | None,
-    tile: int,
-    color_fix: ColorFixName | None,
-    strip_metadata: bool = False,
-    encoding: Encoding | None = None,
-) -> Options:
-    """The options of a run; raises ValueError for those that cannot be."""
-    from ..images.formats import FOLLOW
-    from .options import Options, parse_size
-
-    if scale is not None and size is not None:
-        raise ValueError("--scale and --size exclude each other: give one of them.")
-    return Options(
-        t=t,
-        scale=DEFAULT_SCALE if scale is None else scale,
-        size=None if size is None else parse_size(size),
-        tile=tile,
-        color_fix=None if color_fix is None else color_fix.value,
-        strip_metadata=strip_metadata,
-        encoding=encoding or FOLLOW,
-    )
-
-
-def make_model(name: str, precision: PrecisionName, device: DeviceName) -> LazyPipeline:
-    """A model that is loaded at its first use; raises for one that is not there, and for what the device cannot do."""
-    from .lazy_pipeline import LazyPipeline
-
-    return LazyPipeline(name, precision.value, choose_device(device))
-
-
-def choose_device(device: DeviceName) -> torch.device:
-    """The device; raises ValueError for CUDA where there is none."""
-    import torch
-
-    has_cuda = device is not DeviceName.cpu and torch.cuda.is_available()
-    if device is DeviceName.cuda and not has_cuda:
-        raise ValueError(
-            "There is no CUDA device that this torch can use: choose --device cpu, or install torch for it."
-        )
-    return torch.device("cuda" if has_cuda else "cpu")
-
-
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def run_jobs(console: Console, jobs: Sequence[Job], work: Callable[[Job, Bar], str], found: Found | None = None) -> int:
-    """Runs jobs with a progress bar, then sums up; 1 when one was not done, 130 after Ctrl-C, else 0. See `run`."""
-    from .run import Outcome, run
+def print_plan(jobs: Sequence[Job], found: Finished) -> None:
+    """What would be done, on stdout."""
+    from .dry_run import dry_run
 
-    bar, outcomes, interrupted = Bar(console, len(jobs)), list[Outcome](), False
+    for line in dry_run(jobs, found):
+        typer.echo(line)
 
-    def one(job: Job) -> str:
+
+def upscale_all(console: Console, jobs: Sequence[Job], found: Finished, devices: Sequence[torch.device]) -> int:
+    """Upscales in this process, or in one for each of the devices; the exit code."""
+    from .claims import new_folders, remove_leftovers
+    from .parallel import run_parallel
+    from .run import run
+    from .upscale import upscale
+
+    folders = {job.target.parent for job in jobs}
+    bar, devices = Bar(console, len(jobs)), devices[: len(jobs)]
+
+    def work(job: Job) -> str:
         bar.start(job.source.name)
-        return work(job, bar)
+        return upscale(job, found.model, found.options, bar)
 
+    remove_leftovers(folders)
+    with new_folders(folders):
+        outcomes = run_parallel(jobs, found, devices) if len(devices) > 1 else run(jobs, work, found)
+        return watch(console, bar, outcomes, len(jobs))
+
+
+def watch(console: Console, bar: Bar, outcomes: Iterator[Outcome], jobs: int) -> int:
+    """Moves the bar, then sums up; 1 when something was not done, 130 after Ctrl-C, else 0."""
+    past: list[Outcome] = []
+    interrupted = False
     try:
         with nullcontext() if bar.progress.disable else bar.progress:  # rich 13 ends a disabled one with a line
-            for outcome in run(jobs, one, found):
-                outcomes.append(outcome)
-                bar.finish()
+            for outcome in outcomes:
+                past.append(outcome)
+                bar.finish(outcome.state == "done")
     except KeyboardInterrupt:
         interrupted = True
-    sum_up(console, outcomes, len(jobs))
+    sum_up(console, past, jobs)
     if interrupted:
         say(console, "Interrupted. Start it again to go on: what is done will be skipped.")
         return 130
-    return int(any(outcome.state in ("failed", "kept") for outcome in outcomes))
+    return int(any(outcome.state in ("failed", "kept") for outcome in past))
 
 
 def run_evaluation(console: Console, pairs: Sequence[Pair], task: Task) -> None:

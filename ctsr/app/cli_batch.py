@@ -40,13 +40,14 @@ def batch_command(
     with report_errors(console):
         from .batch import Cluster, Task, is_address, jobs_of, run_batch, write_manifest
         from .options import Options
+        from .sizes import Size
 
         if precision not in ("auto", "fp32", "bf16", "fp16"):
             raise ValueError(f"There is no precision {precision!r}: choose auto, fp32, bf16 or fp16.")
         if manifest is None and is_address(output):
             raise ValueError("OUT is an address: say with --manifest into which folder manifest.jsonl goes.")
         model = model if model == "mini" else str(Path(model).resolve())
-        task = Task(model, precision, Options(t, scale, tile=tile), overwrite)
+        task = Task(model, precision, Options(t, Size(scale), tile=tile), overwrite)
         lines = run_batch(jobs_of(inputs, output), task, Cluster(cluster, workers, cpus, gpus))
         counts = {"done": 0, "skipped": 0, "kept": 0, "failed": 0}
         for line in write_manifest(lines, manifest or Path(output)):

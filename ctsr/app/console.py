@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -72,22 +73,26 @@ class Bar:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
+            TextColumn("{task.fields[pace]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             transient=True,
             disable=not sys.stderr.isatty(),
         )
-        self.files: TaskID | None = self.progress.add_task("pictures", total=files) if files > 1 else None
-        self.picture = self.progress.add_task("", total=100)
+        self.files: TaskID | None = self.progress.add_task("pictures", total=files, pace="") if files > 1 else None
+        self.picture = self.progress.add_task("", total=100, pace="")
+        self.began, self.done, self.left = time.monotonic(), 0, files
 
     def start(self, name: str) -> None:
         """A picture begins."""
-        self.progress.reset(self.picture, description=name[-40:])
+        self.progress.reset(self.picture, description=name[-40:], pace="")
 
-    def finish(self) -> None:
-        """A picture is done, skipped or given up."""
+    def finish(self, done: bool = True) -> None:
+        """A picture is done; or skipped or given up, and then no longer counted."""
+        self.done, self.left = self.done + done, self.left - (not done)
         if self.files is not None:
-            self.progress.advance(self.files)
+            pace = f"{(time.monotonic() - self.began) / self.done:.1f} s each" if self.done else ""
+            self.progress.update(self.files, completed=self.done, total=self.left, pace=pace)
 
     def __call__(self, stage: str, done: int, total: int) -> None:
         """See `pipeline.Progress`."""

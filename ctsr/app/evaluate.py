@@ -41,6 +41,7 @@ from ..whole_file import whole_file
 from .lazy_pipeline import LazyPipeline
 from .options import Options
 from .run import EXPECTED, describe_error, one_line
+from .sizes import Size
 from .upscale import check_picture, settings_of, turn_dial
 
 logger = logging.getLogger(__name__)
@@ -227,7 +228,7 @@ def size_of(picture: Picture) -> str:
 
 def sized(options: Options, truth: Picture) -> Options:
     """The options for a result of the truth's size."""
-    return replace(options, size=(truth.width, truth.height))
+    return replace(options, size=Size(size=(truth.width, truth.height)))
 
 
 def dial_folder(out: Path, t: float) -> Path:

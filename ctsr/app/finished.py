@@ -33,7 +33,7 @@ class Finished:
         """The state, and of another result why it is another."""
         try:
             there = job.target.stat()
-        except FileNotFoundError:
+        except OSError:  # other than that nothing is there: the work will say what is wrong with the place
             return "absent", ""
         if self.overwrite and there.st_mtime_ns < self.began:
             return "absent", ""

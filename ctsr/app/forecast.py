@@ -4,12 +4,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from PIL import ExifTags, Image
 
 from ..errors import ImageReadError
 from ..images.read import read_picture
-from ..images.tensors import check_size, output_size
+from ..images.tensors import check_size
 from .options import Options
 from .plan import find_pictures
 
@@ -34,7 +33,7 @@ def result_sizes(inputs: Sequence[Path], frames: str | None, options: Options) -
         shapes += parse_frames(frames)
     if not shapes:
         raise ValueError("Nothing to plan: name pictures or folders, or give --frames such as 240x640x360.")
-    sizes = [size_of_result(shape, options) for shape in shapes]
+    sizes = [options.size.of(*shape) for shape in shapes]
     for size in sizes:
         check_size(*size)
     return sizes
@@ -70,10 +69,3 @@ def parse_frames(text: str) -> list[tuple[int, int]]:
     if match is None or not int(match[1]):
         raise ValueError(f"--frames takes a count, a width and a height, such as 240x640x360, not {text!r}.")
     return [(int(match[3]), int(match[2]))] * int(match[1])
-
-
-def size_of_result(shape: tuple[int, int], options: Options) -> tuple[int, int]:
-    """Height and width of the result of a picture of that height and width."""
-    if options.size is not None:
-        return options.size[1], options.size[0]
-    return output_size(torch.empty(1, 3, *shape, device="meta"), options.scale, None, None)

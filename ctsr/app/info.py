@@ -7,7 +7,7 @@ import torch
 
 from ..checkpoints.own import COMPONENTS
 from ..convert.convert import about_of
-from ..images.tensors import check_size, output_size
+from ..images.tensors import check_size
 from ..pipeline import CTSRPipeline
 from ..precision import DTYPES, ERRORS, Precision
 from ..runtime.memory import BUFFER_BYTES
@@ -78,7 +78,7 @@ def attention(pipe: CTSRPipeline) -> str:
 def memory_rows(model: LazyPipeline, options: Options, size: tuple[int, int]) -> Iterator[tuple[str, str]]:
     """Predicted memory and tiles for a picture of height and width `size`."""
     pipe = model.pipeline
-    height, width = output_size(torch.empty(1, 3, *size, device="meta"), options.scale, None, None)
+    height, width = options.size.of(*size)
     check_size(height, width)
     multiple, factor = pipe.pad_multiple, pipe.vae_scale_factor
     cells = tuple(-(-side // multiple) * multiple // factor for side in (height, width))

@@ -67,13 +67,12 @@ class LazyPipeline:
     def settings(self, options: Options) -> dict[str, str | float | int | bool]:
         """What pictures are made with, but for their sources."""
         asked = {"strip_metadata": options.strip_metadata, **asdict(options.encoding)}
-        size = {"scale": options.scale} if options.size is None else {"size": f"{options.size[0]}x{options.size[1]}"}
         return {
             "ctsr": __version__,
             "model": self.name if self.name == "mini" else self.path.resolve().name,
             "weights": self.digest,
             "t": options.t,
-            **size,
+            **options.size.settings(),
             "tile": options.tile,
             "color_fix": self.color_fix(options),
             "precision": self.precision_name,

@@ -1,15 +1,15 @@
-"""What the command line is asked for: the settings of a run, and how a size and values of t are written."""
+"""What the command line is asked for: the settings of a run, and how values of t are written."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from ..families import check_dial
 from ..images.color_fix import ColorFix
 from ..images.formats import FOLLOW, Encoding
-from ..images.picture import Picture
-from ..images.tensors import MAX_SIDE, check_size, output_size
 from ..runtime.offload import check_tile
+from .sizes import Size
+
+TIMES_FOUR = Size()
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,7 @@ class Options:
 
     Attributes:
         t: the dial, 0 = most realistic, 1 = most faithful; "auto" chooses it for each picture.
-        scale: side of the result / side of the picture.
-        size: width and height of the result in pixels instead of `scale`.
+        size: how large results are.
         tile: pixels of the result, 0 for automatic.
         color_fix: None is the checkpoint's own.
         strip_metadata: leave out EXIF, XMP, IPTC, resolution, comment and text of the original.
@@ -27,8 +26,7 @@ class Options:
     """
 
     t: float | Literal["auto"] = 0.5
-    scale: float = 4.0
-    size: tuple[int, int] | None = None
+    size: Size = TIMES_FOUR
     tile: int = 0
     color_fix: ColorFix | None = None
     strip_metadata: bool = False
@@ -37,26 +35,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.t != "auto":
             check_dial("t", self.t)
-        if not 0 < self.scale <= MAX_SIDE:
-            raise ValueError(f"The scale must be a positive number, such as 4, not {self.scale}.")
-        if self.size is not None:
-            check_size(self.size[1], self.size[0])
         check_tile(self.tile, None)
-
-    def output_size(self, picture: Picture) -> tuple[int, int]:
-        """Height and width of a picture's result."""
-        width, height = self.size or (None, None)
-        return output_size(picture.rgb, self.scale, height, width)
-
-
-def parse_size(text: str) -> tuple[int, int]:
-    """Width and height from "1920x1080"; raises ValueError."""
-    match = re.fullmatch(r"\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text)
-    if match is None:
-        raise ValueError(f"A size is written WIDTHxHEIGHT, such as 1920x1080, not {text!r}.")
-    width, height = int(match[1]), int(match[2])
-    check_size(height, width)
-    return width, height
 
 
 def parse_t(text: str) -> float | Literal["auto"]:

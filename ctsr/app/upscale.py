@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from ..assess.auto_t import Choice
 from ..images.formats import output_format
 from ..images.frames import Frames, Kind, look_for_frames
 from ..images.picture import Picture
@@ -34,13 +36,14 @@ def check_picture(
     picture: Picture, target: Path, options: Options, device: torch.device, kind: Kind = "", count: int = 1
 ) -> tuple[int, int]:
     """Height and width of the result; raises for one that cannot be made or written, before any work on it."""
-    height, width = options.output_size(picture)
+    height, width = options.size.of(picture.height, picture.width)
     check_size(height, width)
     output_format(target, height, width, options.encoding, kind)
     check_target(target)
     check_room(height, width, device)
     if kind == "animation":
         check_room_for_frames(height, width, count)
+    options.size.warn_of_distortion(target, picture.height, picture.width)
     return height, width
 
 
@@ -79,10 +82,10 @@ def upscale(job: Job, model: LazyPipeline, options: Options, callback: Progress 
         return upscale_frames(frames, frames.kind, job, model, options, callback)
     picture = read_picture(job.source, keep_metadata=not options.strip_metadata)
     height, width = check_picture(picture, job.target, options, model.device)
-    rgb, alpha, chosen = restore(picture, height, width, model, options, callback)
+    rgb, alpha, choices = restore(picture, height, width, model, options, callback)
     settings = settings_of(job.source, model, options)
     write_picture(job.target, rgb, picture, alpha, settings, options.encoding)
-    return f"{width}x{height}{chosen}"
+    return f"{width}x{height}" + "".join(f", {'; '.join(choice.reasons)}" for choice in choices)
 
 
 def upscale_frames(
@@ -95,17 +98,31 @@ def upscale_frames(
 ) -> str:
     """Makes an animation or document, a frame at a time, all at the same t; returns its size. Raises as `upscale`."""
     sizes: list[str] = []
+    settled = [options]
 
     def results() -> Iterator[Frame]:
         for picture, duration in frames.read(keep_metadata=not options.strip_metadata):
             size = check_picture(picture, job.target, options, model.device, kind, len(frames.indices))
-            rgb, alpha, _ = restore(picture, *size, model, options, callback)
+            if not sizes and kind == "animation":
+                settled.append(one_t(picture, *size, model, options, callback))
+            rgb, alpha, _ = restore(picture, *size, model, settled[-1], callback)
             sizes.append(f"{size[1]}x{size[0]}")
             yield Frame(rgb, picture, alpha, duration)
 
     settings = settings_of(job.source, model, options)
     write_frames(job.target, results(), kind, frames.plays, settings, options.encoding)
     return f"{len(sizes)} {'frames' if kind == 'animation' else 'pages'} of {', '.join(dict.fromkeys(sizes))}"
+
+
+def one_t(
+    picture: Picture, height: int, width: int, model: LazyPipeline, options: Options, callback: Progress | None
+) -> Options:
+    """The options for all frames of an animation, whose `t`, if it is chosen by what is seen, is that of the first."""
+    if options.t != "auto":
+        return options
+    _, _, choices = restore(picture, height, width, model, options, callback)
+    logger.info("t = %.2f for all frames, by the first.", choices[0].t)
+    return replace(options, t=choices[0].t)
 
 
 def restore(
@@ -115,7 +132,7 @@ def restore(
     model: LazyPipeline,
     options: Options,
     callback: Progress | None = None,
-) -> tuple[Tensor, Tensor | None, str]:
+) -> tuple[Tensor, Tensor | None, Sequence[Choice]]:
     """Colours [1, 3, height, width], alpha [1, 1, height, width] if it has any, and what was chosen for a picture."""
     result = model.pipeline(
         picture.rgb,
@@ -128,8 +145,7 @@ def restore(
         output_type="pt",
         callback=callback,
     )
-    chosen = "".join(f", {'; '.join(choice.reasons)}" for choice in result.choices or ())
-    return result.images, enlarged_alpha(picture, height, width), chosen
+    return result.images, enlarged_alpha(picture, height, width), result.choices or ()
 
 
 def sweep(

@@ -37,6 +37,8 @@ SINGLE_FILE = Format(
     "a file of ctsr", "use from_single_file", lambda contents: contents.metadata.get("format") == SINGLE_FILE_FORMAT
 )
 FOLDER = Format("a folder of ctsr", "use from_pretrained", lambda contents: contents.is_ours)
+OWN_KEYS = frozenset(["unet", "vae"])
+"""With which the names in our single files begin."""
 MODELS = (SINGLE_FILE, FOLDER)
 """What runs as it is."""
 
@@ -99,6 +101,9 @@ def refusal(contents: Contents) -> CheckpointError:
 
 def unknown(contents: Contents) -> CheckpointError:
     """The error for what no format fits: what it comes nearest to, or what is in it."""
+    if contents.kind == "safetensors" and {key.split(".")[0] for key in contents.keys} >= OWN_KEYS:
+        lost = "has lost its metadata, with the model's configuration, when another program saved it"
+        return CheckpointError(f"{contents.path} holds weights of ctsr but {lost}; use the original file.")
     near = max(PUBLISHED, key=lambda form: len(form.names & contents.keys) - len(form.names - contents.keys))
     if contents.kind == "pickle" and near.names & contents.keys:
         lacking, extra = sorted(near.names - contents.keys), sorted(contents.keys - near.names)

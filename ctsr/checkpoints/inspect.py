@@ -30,6 +30,7 @@ _ZIP = b"PK\x03\x04"
 _LEGACY_PICKLE = b"\x80\x02"
 _NESTED = 4
 """Dictionaries in each other at most; a pickle may hold one that holds itself."""
+_PICTURE = re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM|....ftyp", re.DOTALL)
 _WEB_PAGE = re.compile(rb"\s*<(!doctype|html|head|\?xml)", re.IGNORECASE)
 _CODE = re.compile(r"GLOBAL ([\w.]+)")
 """In torch's message; what follows is a function or class that a pickle asks for."""
@@ -76,14 +77,18 @@ def look(path: Path) -> Contents:
     """
     if path.is_dir():
         return Contents(path, "folder", frozenset(entry.name for entry in path.iterdir()))
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; check the name.")
     if not path.is_file():
-        raise CheckpointError(f"{path} is not a file; give a .safetensors file that ctsr wrote, a folder, or 'mini'.")
+        raise CheckpointError(f"{path} is neither a file nor a folder; give a file or a folder of weights.")
     with path.open("rb") as file:
         start = file.read(512)
     if start.startswith(_LFS_POINTER):
         raise CheckpointError(f"{path} is a git-lfs pointer, not the weights; run `git lfs pull` to fetch them.")
     if _WEB_PAGE.match(start):
         raise CheckpointError(f"{path} is a web page, not the weights; download the file that the page shows.")
+    if _PICTURE.match(start) and start[8:9] != b"{":
+        raise CheckpointError(f"{path} is a picture, not a model; enlarge it with `ctsr upscale {path}`.")
     # A safetensors file begins with the length of its header, which may look like any magic number.
     if start.startswith((_ZIP, _LEGACY_PICKLE)) and start[8:9] != b"{":
         return Contents(path, "pickle")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from ctsr.app.claims import claim, remove_leftovers
+from ctsr.app.claims import claim, new_folders, remove_leftovers
 from ctsr.errors import OutputFolderError
 from ctsr.whole_file import hidden_name, partial_name
 
@@ -21,15 +21,20 @@ def files(folder: Path) -> list[str]:
 
 def test_one_has_it_and_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "new/folder" / ("n" * 250 + ".png")
-    with claim(target) as mine, claim(target) as others, claim(target.with_name("b.png")) as another:
-        assert (mine, others, another) == (True, False, True)
+    with new_folders([target.parent]):
+        with claim(target) as mine, claim(target) as others, claim(target.with_name("b.png")) as another:
+            assert (mine, others, another) == (True, False, True)
+        assert files(tmp_path) == ["new", "new/folder"]
     assert files(tmp_path) == []
 
 
 def test_folders_with_a_result_stay(tmp_path: Path) -> None:
-    with claim(tmp_path / "new/a.png"):
-        (tmp_path / "new/a.png").touch()
-    assert files(tmp_path) == ["new", "new/a.png"]
+    (tmp_path / "old").mkdir()
+    with new_folders([tmp_path / "new", tmp_path / "old", tmp_path / "empty/too"]):
+        (tmp_path / "empty/too").mkdir(parents=True)
+        with claim(tmp_path / "new/a.png"):
+            (tmp_path / "new/a.png").touch()
+    assert files(tmp_path) == ["new", "new/a.png", "old"]
 
 
 def test_who_waits_gets_it_after_the_other(tmp_path: Path) -> None:

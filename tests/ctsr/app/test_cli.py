@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from ctsr import CTSRPipeline, __version__
@@ -394,7 +395,7 @@ def test_sweep_of_a_bad_file(tmp_path: Path, tiny_mini_file: Path) -> None:
 
 
 def test_info(tiny_mini: CTSRPipeline, tiny_mini_file: Path) -> None:
-    result = ctsr("info", tiny_mini_file, "--size", "640x480", "--scale", "2", "--precision", "fp32")
+    result = ctsr("info", tiny_mini_file, "--input-size", "640x480", "--scale", "2", "--precision", "fp32")
     assert (result.exit_code, result.stderr) == (0, "")
     rows = {line[:19].strip(): line[19:] for line in result.stdout.splitlines()}
     assert rows["family"].startswith("ctsr (1 UNet pass, a dial)")
@@ -404,9 +405,40 @@ def test_info(tiny_mini: CTSRPipeline, tiny_mini_file: Path) -> None:
     assert rows["attention"].startswith("none")
     assert rows["output"] == "1280x960"
     assert all("MiB, untiled" in rows[f"{stage} memory"] for stage in ("encode", "unet", "decode"))
-    tiled = ctsr("info", tiny_mini_file, "--size", "640x480", "--tile", "256", "--precision", "auto")
+    tiled = ctsr("info", tiny_mini_file, "--input-size", "640x480", "--tile", "256", "--precision", "auto")
     assert tiled.stdout.count("tiles of 256 pixels") == 3
     assert "(auto: " in tiled.stdout
+
+
+def test_info_takes_the_size_of_the_result_as_upscale_does(tiny_mini_file: Path) -> None:
+    result = ctsr("info", tiny_mini_file, "--input-size", "640x480", "--size", "1000x")
+    assert "1000x750" in result.stdout
+    assert "exclude each other" in one_sentence(ctsr("info", tiny_mini_file, "--size", "9x9", "--scale", "2"), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("info", "a.png"), "a.png is a picture, not a model; enlarge it with `ctsr upscale a.png`."),
+        (("upscale", "a.png", "-o", "b.png", "--model", "a.png"), "a.png is a picture, not a model"),
+        (("convert", "none.pkl", "-o", "x.safetensors"), "none.pkl does not exist; check the name."),
+        (("info", "bare.safetensors"), "has lost its metadata"),
+        (("upscale", "a.png", "-o", "n" * 252 + ".png"), "its name is too long; give a shorter one with -o."),
+        (("upscale", "n" * 247 + ".png"), "its name is too long; give a shorter one with -o."),
+    ],
+)
+def test_remedies(
+    tmp_path: Path, tiny_mini: CTSRPipeline, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
+) -> None:
+    """What was wrong and what helps, for what people do."""
+    monkeypatch.chdir(tmp_path)
+    picture(Path("a.png"))
+    picture(Path("n" * 247 + ".png"))
+    tiny_mini.save_single_file(Path("model.safetensors"))
+    save_file(load_file("model.safetensors"), "bare.safetensors")
+    before = tree(tmp_path)
+    assert says in one_sentence(ctsr(*arguments), 1 if "too long" in says else 2)
+    assert tree(tmp_path) == before
 
 
 def test_info_names_attention(tiny_sd: CTSRPipeline, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 from ctsr.app.cli import app
 from ctsr.app.forecast import result_sizes
 from ctsr.app.options import Options
+from ctsr.app.sizes import Size
 
 runner = CliRunner()
 
@@ -26,8 +27,8 @@ def folder(tmp_path, monkeypatch):
 
 def test_sizes_are_upright_and_bad_files_of_a_folder_are_left_to_the_run(folder):
     assert result_sizes([folder / "in"], None, Options()) == [(80, 120), (120, 80)]
-    assert result_sizes([folder / "in/a.png"], "2x16x9", Options(scale=2)) == [(40, 60), (18, 32), (18, 32)]
-    assert result_sizes([folder / "in/a.png"], None, Options(size=(50, 70))) == [(70, 50)]
+    assert result_sizes([folder / "in/a.png"], "2x16x9", Options(size=Size(2))) == [(40, 60), (18, 32), (18, 32)]
+    assert result_sizes([folder / "in/a.png"], None, Options(size=Size(size=(50, 70)))) == [(70, 50)]
 
 
 def test_plan_prints_rows_and_leaves_nothing_but_speeds(folder):

@@ -1,0 +1,142 @@
+"""A run by several processes: one or more for each device, each with its own copy of the model.
+
+This process hands out the jobs one by one and hears what became of them; warnings of the others come by a queue.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from logging.handlers import QueueHandler, QueueListener
+from typing import Any
+
+import torch
+
+from .finished import Finished
+from .plan import Job
+from .run import Outcome, attempt
+from .upscale import upscale
+
+LIBRARY = str(__package__).split(".")[0]
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What each process begins with.
+
+    Attributes:
+        found: its model is of the first device.
+        devices: a queue; every process takes one.
+        messages: a queue for warnings.
+        stop: an event that is set when all shall end.
+        threads: of torch on a CPU.
+    """
+
+    found: Finished
+    devices: Any
+    messages: Any
+    stop: Any
+    threads: int
+
+
+_found: Finished | None = None
+_stop: Any = None
+
+
+def run_parallel(jobs: Sequence[Job], found: Finished, devices: Sequence[torch.device]) -> Iterator[Outcome]:
+    """As `run.run` over `upscale`, by a process for each of the devices, which may be named several times.
+
+    Raises:
+        CheckpointError: the model cannot be loaded.
+    """
+    context = multiprocessing.get_context("spawn")
+    worker = Worker(
+        found, context.Queue(), context.Queue(), context.Event(), max(1, torch.get_num_threads() // len(devices))
+    )
+    for device in devices:
+        worker.devices.put(device)
+    listener = QueueListener(worker.messages, _Relay())
+    listener.start()
+    pool = ProcessPoolExecutor(len(devices), context, _begin, (worker,))
+    try:
+        yield from _outcomes(pool, jobs, 2 * len(devices))
+    finally:
+        worker.stop.set()
+        pool.shutdown(cancel_futures=True)
+        listener.stop()
+
+
+def _outcomes(pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int) -> Iterator[Outcome]:
+    """Of all jobs, those that another run has claimed last; at most so many are handed out ahead."""
+    claimed: list[Job] = []
+    for wait_for_others, some in ((False, iter(jobs)), (True, iter(claimed))):
+        pending: dict[Future[Outcome | None], Job] = {}
+        while True:
+            while len(pending) < ahead and (job := next(some, None)) is not None:
+                pending[pool.submit(_attempt, job, wait_for_others)] = job
+            if not pending:
+                break
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                job = pending.pop(future)
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    why = f"{job.source}: its process was killed, as the system does when memory runs out; use fewer."
+                    yield Outcome(job, "failed", why, ends_run=True)
+                    return
+                if outcome is None:
+                    claimed.append(job)
+                    continue
+                yield outcome
+                if outcome.ends_run:
+                    return
+
+
+def _begin(worker: Worker) -> None:
+    """The beginning of a process."""
+    global _found, _stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one tells the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    logger = logging.getLogger(LIBRARY)
+    logger.addHandler(QueueHandler(worker.messages))
+    logger.propagate = False
+    torch.set_num_threads(worker.threads)
+    model = replace(worker.found.model, device=worker.devices.get())
+    _found, _stop = replace(worker.found, model=model), worker.stop
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the process that began this one, however it ended, and end too."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _attempt(job: Job, wait_for_others: bool) -> Outcome | None:
+    """One job, in one of the processes."""
+    found = _found
+    if found is None:
+        raise RuntimeError("This process has not begun.")
+    return attempt(job, lambda job: upscale(job, found.model, found.options, _tell_end), found, wait_for_others)
+
+
+def _tell_end(stage: str, done: int, total: int) -> None:
+    """After every tile: end where all shall end. See `pipeline.Progress`."""
+    if _stop.is_set():
+        raise KeyboardInterrupt
+
+
+class _Relay(logging.Handler):
+    """Hands the warnings of other processes to this one's."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """As `logging.Handler.emit`."""
+        logging.getLogger(record.name).handle(record)

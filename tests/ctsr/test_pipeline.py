@@ -1,5 +1,6 @@
 """The pipeline on tiny models of both kinds: norm-free mini and SD-shaped."""
 
+import copy
 import logging
 from dataclasses import replace
 
@@ -10,8 +11,9 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from ctsr import CheckpointError, CTSRPipeline, TileMemoryError
+from ctsr import CheckpointError, CTSRPipeline, PromptEmbeddings, TileMemoryError
 from ctsr.images import tensors
+from ctsr.models.building import make_fast
 from ctsr.tiling import networks
 
 SIZES = [(1, 1), (2, 3), (17, 5), (33, 64)]  # height, width
@@ -128,6 +130,19 @@ def test_prompt(tiny_sd):
     baked = tiny_sd.prompt_embeddings(1)
     assert torch.equal(run(tiny_sd, picture(), prompt_embeds=baked), run(tiny_sd, picture()))
     assert (run(tiny_sd, picture(), prompt_embeds=-baked) - run(tiny_sd, picture())).abs().max() > 1e-4
+
+
+def test_the_constructor_leaves_its_arguments_alone(sd21):
+    unet, vae = (copy.deepcopy(network) for network in sd21)
+    before = [(type(module), vars(module).get("interpolate")) for module in vae.modules()]
+    layout = [(x.data_ptr(), x.stride()) for network in (unet, vae) for x in network.parameters()]
+    prompt = PromptEmbeddings.from_embeds(torch.zeros(1, 4, 16))
+    pipeline = CTSRPipeline(vae, unet, prompt, family="osediff")
+    assert pipeline.vae is vae
+    assert [(type(module), vars(module).get("interpolate")) for module in vae.modules()] == before
+    assert [(x.data_ptr(), x.stride()) for network in (unet, vae) for x in network.parameters()] == layout
+    fast = CTSRPipeline(make_fast(copy.deepcopy(vae)), make_fast(copy.deepcopy(unet)), prompt, family="osediff")
+    torch.testing.assert_close(run(pipeline, picture()), run(fast, picture()), rtol=0, atol=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------- the dial

@@ -629,7 +629,7 @@ def test_sources_that_are_no_lora(lora, make_sd, tmp_path):
     (tmp_path / "text.safetensors").write_text("hello")
     save_file({"unet.conv_in.weight": torch.zeros(1)}, tmp_path / "weights.safetensors")
     cases = {
-        tmp_path / "missing.safetensors": "is not a file",
+        tmp_path / "missing.safetensors": "does not exist",
         tmp_path / "text.safetensors": "gives no LoRA in safetensors",
         tmp_path / "weights.safetensors": "holds no LoRA of a UNet",
     }

@@ -211,7 +211,7 @@ def test_the_built_in_mini():
 def test_files_that_are_no_checkpoint(tiny_mini_file, tmp_path):
     whole = tiny_mini_file.read_bytes()
     cases = {
-        "missing": (None, "is not a file"),
+        "missing": (None, "does not exist"),
         "empty": (b"", "truncated"),
         "cut": (whole[: len(whole) // 2], "truncated"),
         "header": (whole[:100], "truncated"),

@@ -287,7 +287,7 @@ def test_a_pickle_is_not_run_but_explained(checkpoint, tmp_path):
         ("suffix", "must end in .safetensors"),
         ("output is an input", "is an input"),
         ("base of a model of ours", "is complete: leave --base and --prompt out"),
-        ("missing", "is not a file"),
+        ("missing", "does not exist"),
     ],
 )
 def test_arguments_that_cannot_be(case, message, checkpoint, sd21_folder, tiny_mini_file, tmp_path):

@@ -116,7 +116,7 @@ def test_what_a_stranger_is_told(sd21, write, tmp_path):
         tmp_path / "page.pkl": "is a web page",
         tmp_path / "pointer.pkl": "git lfs pull",
         tmp_path / "empty.pkl": "truncated",
-        tmp_path / "none.pkl": "is not a file",
+        tmp_path / "none.pkl": "does not exist",
         tmp_path: "is a folder without model_index.json",
     }
     for path, message in cases.items():

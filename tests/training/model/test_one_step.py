@@ -83,7 +83,7 @@ def test_what_a_stage_can_start_from(tiny_mini_file: Path, sd_folder: Path, tmp_
     assert open_pipeline(tmp_path / "folder").family == pipeline.family
     assert open_pipeline(sd_folder, "osediff").family.name == "osediff"
     assert open_pipeline(sd_folder).unet.config["out_channels"] == 12
-    with pytest.raises(CheckpointError, match="is not a file"):
+    with pytest.raises(CheckpointError, match="does not exist"):
         open_pipeline(tmp_path / "nothing.safetensors")
 
 

@@ -578,6 +578,17 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         """z(t), see `families.blend`: t = 0 most realistic, 1 most faithful; a number, one a picture, or a map."""
         return families.blend(endpoints, t)
 
+    def map_over(self, t_map: Tensor, endpoints: Endpoints, size: tuple[int, int]) -> Tensor:
+        """A map of t as `blend` takes it, [1, 1, h, w] over the latents.
+
+        Args:
+            t_map: [h, w] in [0, 1] over the result, of any size.
+            endpoints: whose latents it is for.
+            size: height and width of the result.
+        """
+        cells = (endpoints.z0.shape[-2], endpoints.z0.shape[-1])
+        return map_to_latents(t_map, size, cells, self.vae_scale_factor).to(endpoints.z0.device)
+
     @torch.no_grad()
     def decode(
         self,
@@ -803,9 +814,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         for left, dial in zip(reversed(range(len(dials))), dials, strict=True):
             # 3. Dial: z(t) [1, C, H/f, W/f]
             dial = dial(ends) if callable(dial) else dial
-            if isinstance(dial, Tensor):
-                cells = (ends.z0.shape[-2], ends.z0.shape[-1])
-                dial = map_to_latents(dial, size, cells, self.vae_scale_factor).to(ends.z0.device)
+            dial = self.map_over(dial, ends, size) if isinstance(dial, Tensor) else dial
             z = self.blend(ends, dial)
             z = z if step_end is None else step_end(self.family.timesteps[0], z)
             ends = ends if left else Endpoints(z)  # frees them before the last decode

@@ -115,6 +115,7 @@ OPTIONAL = {
     "fsspec": "addresses of pictures, which only `ctsr batch` takes",
     "ray": "an extra",
     "ray.data": "an extra",
+    "gradio": "an extra",
     "diffusers.loaders.lora_pipeline": "needs transformers and peft, which are extras",
     "diffusers.loaders.single_file_utils": "needs transformers, an extra",
     "huggingface_hub": "folders on disk need none of it",

@@ -48,7 +48,7 @@ from .arguments import (
 )
 from .cli_batch import batch_command
 from .cli_hub import hub_folder_command
-from .cli_looks import compare_command, report_command
+from .cli_looks import app_command, compare_command, report_command
 from .console import Bar, print_scores, report_errors, say, sum_up
 
 if TYPE_CHECKING:
@@ -360,6 +360,7 @@ def plan_command(
 app.command("batch")(batch_command)
 app.command("compare")(compare_command)
 app.command("report")(report_command)
+app.command("app")(app_command)
 app.command("hub-folder")(hub_folder_command)
 
 

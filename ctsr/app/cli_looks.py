@@ -1,4 +1,4 @@
-"""`ctsr compare` and `ctsr report`: pages to look at pictures with."""
+"""`ctsr compare`, `ctsr report` and `ctsr app`: pages to look at pictures with."""
 
 from __future__ import annotations
 
@@ -62,3 +62,24 @@ def report_command(
         if not found.findings:
             typer.echo("Nothing to report.")
         say(console, f"Written: {target}, {target.with_suffix('.json')}")
+
+
+def app_command(
+    model: Annotated[str, typer.Option(help="'mini' (built in), a .safetensors file of ctsr, or a folder.")] = "mini",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Of this machine's own address, 127.0.0.1.")] = 7860,
+) -> None:
+    """Open a page on this machine: drop a picture, drag t and see it change at once, paint, compare, report, save.
+
+    Stop it with Ctrl-C. Nothing leaves the machine, and no file stays. Needs the extra "app".
+    """
+    console = Console(stderr=True)
+    with report_errors(console):
+        import torch
+
+        from .gui import serve
+        from .lazy_pipeline import LazyPipeline
+
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        loaded = LazyPipeline(model, "auto", device)
+        say(console, f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends it.")
+        serve(loaded, port)

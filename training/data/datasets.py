@@ -63,7 +63,7 @@ def mini2_data(softness: float = SOFTEST) -> Data:
 
 
 def sd21_data() -> Data:
-    """The papers': 512 px, heavy degradation, the photograph itself as truth."""
+    """The papers': 512 px, heavy degradation, the photograph itself as ground truth."""
     return Data(photos=tyro.MISSING, pairs=Pairs(crop=512, degradation="realesrgan", softness=0.0))
 
 

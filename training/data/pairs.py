@@ -49,8 +49,8 @@ class Pairs:
     Attributes:
         crop: side of `soft` and `sharp` in px, a multiple of 16.
         degradation: "camera", "realesrgan", or "mix" of the two.
-        softness: largest sigma in px of the blur between `sharp` and `soft`: the truth of a camera picture is not
-            razor-sharp, so the faithful target is not either.
+        softness: largest sigma in px of the blur between `sharp` and `soft`: the ground truth of a camera picture is
+            not razor-sharp, so the faithful target is not either.
         camera_share: share of "camera" in the mix.
         bicubic_share: share of samples whose LR is the sharp photograph, bicubic / 4, and nothing else; TADSR uses .01.
         seed: of all samples.
@@ -189,7 +189,7 @@ class PairedFolder:
     def make(self, index: int, crop: int, seed: int = 0) -> Sample:
         """Sample number `index`: a crop of a row drawn anew for each, mirrored and turned at random.
 
-        `soft` is the restorer's picture, `sharp` the truth, or the restorer's picture where there is none;
+        `soft` is the restorer's picture, `sharp` the ground truth, or the restorer's picture where there is none;
         `realistic` [3, crop, crop] a realistic restorer's, where there is one.
 
         Raises:
@@ -218,7 +218,7 @@ def by_stem(folder: Path) -> dict[str, Path]:
 
 
 def read_row(name: str, paths: Sequence[Path]) -> Row | None:
-    """LR, restorer's picture and truth, if all can be read."""
+    """LR, restorer's picture and ground truth, if all can be read."""
     pictures = [read_photo(path) for path in paths]
     if any(picture is None for picture in pictures):
         return None

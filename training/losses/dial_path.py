@@ -20,14 +20,14 @@ def delta_loss(delta: Tensor, start: Tensor, end: Tensor) -> Tensor:
 def path_loss(x: Tensor, start: Tensor, end: Tensor, t: Tensor) -> Tensor:
     """mean |D(z^t) - sg((1 - t) x^0 + t x^1)|^2: a picture of the path against the blend of its two ends.
 
-    A straight line of latents decodes to pictures worse than the blend of its ends; kappa learns the bend that is
+    A straight line of latents decodes to pictures worse than the blend of its ends; kappa learns the curvature that is
     needed.
     """
     return F.mse_loss(x, between(start, end, t).detach())
 
 
 def faithful_loss(x: Tensor, truth: Tensor, t: Tensor) -> Tensor:
-    """mean of t |D(z^t) - x_H|^2: the nearer to the faithful end, the more the truth itself counts."""
+    """mean of t |D(z^t) - x_H|^2: the nearer to the faithful end, the more the ground truth itself counts."""
     return (per_sample(t, x) * (x - truth).square()).mean()
 
 

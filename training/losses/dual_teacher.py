@@ -1,12 +1,12 @@
 """Distillation from two teachers, one realistic and one faithful: stage 1 of CTSR (arXiv 2503.14272).
 
-z is the student's restored latent, z* the truth's; both get the same noise:
+z is the student's restored latent, z* the ground truth's; both get the same noise:
 
     z_tau(v) = sqrt(abar) v + sqrt(1 - abar) eps
 
 For each teacher k the paper has two terms, A_k (student and teacher agree behind the student's noised latent) and B_k
-(the teacher says the same behind the student's latent as behind the truth's). Networks of any parameterization come in
-as estimates of the clean latent, x_k(z_tau); the noise that such an estimate implies is
+(the teacher says the same behind the student's latent as behind the ground truth's). Networks of any parameterization
+come in as estimates of the clean latent, x_k(z_tau); the noise that such an estimate implies is
 
     eps_k(z_tau) = (z_tau - sqrt(abar) x_k) / sqrt(1 - abar)
 
@@ -24,7 +24,7 @@ from training.losses.vsd import add_noise, stop_gradient_loss
 
 
 def noised(z: Tensor, truth: Tensor, noise: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
-    """z_tau of the student's latent and of the truth's, [B, C, h, w] each, with one and the same noise."""
+    """z_tau of the student's latent and of the ground truth's, [B, C, h, w] each, with one and the same noise."""
     return add_noise(z, noise, timestep), add_noise(truth, noise, timestep)
 
 
@@ -71,7 +71,7 @@ def literal_consistency(
     """B_k as printed: |eps_k(z_tau) - eps_k(z*_tau)|^2; for a fixed x_k it equals SNR |z - z*|^2.
 
     Args:
-        noisy: z_tau of the student's latent and of the truth's, [B, C, h, w] each, from `noised`.
+        noisy: z_tau of the student's latent and of the ground truth's, [B, C, h, w] each, from `noised`.
         teacher: clean latents that the teacher sees behind them.
         timestep: [B].
         most: as for `literal_agreement`.

@@ -23,8 +23,8 @@ class Reconstruction:
         perceptual: of the perceptual loss.
         features: which perceptual loss.
         weights: folder of its weights, for "vgg" (see `training.losses.perceptual.VGGDistance`).
-        sharpen: amount of an unsharp mask on the truth. Real-ESRGAN (arXiv 2107.10833) sharpens its targets too: the
-            mean of all photographs that fit a blurred one is softer than each of them.
+        sharpen: amount of an unsharp mask on the ground truth. Real-ESRGAN (arXiv 2107.10833) sharpens its targets too:
+            the mean of all photographs that fit a blurred one is softer than each of them.
     """
 
     l1: float = 0.0

@@ -43,8 +43,8 @@ class Recipe:
     Attributes:
         start: "mini", a stage's file, or an SD 2.1 base folder.
         reconstruction: for the mini L1 + 5 L2: PSNR is what this end is for, L1 alone under-weights edges.
-        latent_weight: of the distance to the latents of the truth by the first encoder; none at SD size, whose decoder
-            is frozen and holds the latents where they are.
+        latent_weight: of the distance to the latents of the ground truth by the first encoder; none at SD size, whose
+            decoder is frozen and holds the latents where they are.
         lr, restored: folders of low-resolution pictures and of what another restorer made of them, instead of
             degraded photographs.
     """

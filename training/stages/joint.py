@@ -3,7 +3,8 @@
     python -m training.stages.joint mini --data.photos PHOTOS --start RUNS/stage2/model.safetensors --run.out RUNS/joint
 
 Stage 2 reads the faithful end off features that were trained for the realistic one, by a single convolution: the
-further a realism term has taken them, the less they say of the truth. Here every weight learns for all of the dial:
+further a realism term has taken them, the less they say of the ground truth. Here every weight learns for all of the
+dial:
 
     rec_r(x^0, x_H) + realism terms on x^0 + rec_f(x^1, x_H) + path(x^t)
 
@@ -67,8 +68,8 @@ class Recipe:
 
 
 MINI = Recipe(
-    # Full-size pictures of a camera are softer than photographs from the web: trained on truths of at most 1 px, the
-    # faithful end learned to undo blur that was the truth's own, and lost on them what it gained on others.
+    # Full-size pictures of a camera are softer than photographs from the web: trained on ground truths of at most 1 px,
+    # the faithful end learned to undo blur that was the ground truth's own, and lost on them what it gained on others.
     data=replace(mini_data(), pairs=replace(mini_data().pairs, softness=2.0)),
     run=Run(out=tyro.MISSING, steps=2000, ema=0.99),
     start=tyro.MISSING,

@@ -10,7 +10,7 @@ realism teacher T_r; the faithful one, T_f, is a network of the same family trai
 (`training.stages.fidelity`), or another restorer, of which only the pictures are known (`--lr`, `--restored`, `--hr`).
 
 The paper leaves open how tau is drawn, what is averaged, whether noise is shared, and where gradients flow. Here:
-means, one noise for both latents, tau from 20 to 979, and the truth encoded by a plain encoder that no stage has
+means, one noise for both latents, tau from 20 to 979, and the ground truth encoded by a plain encoder that no stage has
 trained.
 """
 
@@ -105,7 +105,7 @@ MINI = Recipe(
     peak_rate=8e-5,
     reconstruction=Reconstruction(l1=1.0, l2=3.0, low=2.0, perceptual=0.0, features="none", sharpen=1.5),
     # A hundredth of the paper's: beside L1 on pixels, whose gradient by a latent is far smaller, the paper's 16.5 on
-    # the direction to the truth is some hundred times all the rest.
+    # the direction to the ground truth is some hundred times all the rest.
     distillation=Distillation(teacher_as="endpoint", realism=0.01, fidelity=0.02),
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.4)),
 )
@@ -161,7 +161,7 @@ class DualTeacher(nn.Module):
         settings: weights and forms.
         realistic: T_r.
         faithful: T_f.
-        vae: whose plain encoder encodes the truth.
+        vae: whose plain encoder encodes the ground truth.
         seed: of the run.
     """
 

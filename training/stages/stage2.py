@@ -3,8 +3,8 @@
     python -m training.stages.stage2 mini --data.photos PHOTOS --start RUNS/stage1/model.safetensors \\
         --fidelity RUNS/fidelity/model.safetensors --run.out RUNS/stage2
 
-Our form of it, B1: the UNet of stage 1 gets two more output groups, [o, delta, kappa], and z^t = z^0 + t delta +
-t (1 - t) kappa, so that one pass serves every t. delta leads to the faithful teacher's latent; kappa bends the way so
+Our form of it: the UNet of stage 1 gets two more output groups, [o, delta, kappa], and z^t = z^0 + t delta +
+t (1 - t) kappa, so that one pass serves every t. delta leads to the faithful teacher's latent; kappa curves the path so
 that its pictures are the blends of the end pictures, which a straight line of latents misses. Other forms are in
 `training.research.stage2_variants`. With x^t = D(z^t), z_f the faithful teacher's latent and x_H the ground truth,
 
@@ -48,10 +48,10 @@ class Weights:
 
     Attributes:
         way: delta against z^1 - z^0. Latents are of about unit variance, so one is enough.
-        end: squared difference of the picture at t = 1 and the truth: delta's real aim, which the teacher's latent only
+        end: squared difference of the picture at t = 1 and the ground truth: delta's aim, which the teacher's latent only
             stands near. The truth is a photograph as soft as a camera's, beside another restorer's pictures its own.
         path: pictures on the way against the blend of the end pictures; kappa learns from little else.
-        faithful: t times the squared difference of a picture on the way and the truth.
+        faithful: t times the squared difference of a picture on the path and the ground truth.
         anchor: o against stage 1's, where features below conv_out learn; 0 where only delta and kappa do.
         decoder: the picture at t = 0 against stage 1's, where the decoder learns.
     """
@@ -156,7 +156,7 @@ def dial_group(unet: nn.Module) -> Group:
 
 
 class Bends(nn.Module):
-    """B1's loss. z^0 is held where it is: only the anchor speaks to o."""
+    """The stage's loss. z^0 is held where it is: only the anchor loss updates o."""
 
     def __init__(self, model: OneStep, stage1: OneStep, faithful: Faithful, recipe: Recipe, terms: RealismTerms):
         super().__init__()

@@ -29,7 +29,7 @@ class CTSRRecipe:
         start: file of the stage before.
         fidelity: file of `training.stages.fidelity`: the faithful teacher.
         lr, restored, hr: instead of it and of the photographs, folders of low-resolution pictures, what another
-            restorer made of them, and the truth.
+            restorer made of them, and the ground truth.
         autoencoder: whose plain encoder encodes clean pictures: for SD the base, since LoRA trained that of `start`;
             None is `start`'s own.
     """
@@ -98,7 +98,7 @@ def open_faithful(recipe: CTSRRecipe, vae: nn.Module) -> Faithful:
 
 
 def faithful_source(recipe: CTSRRecipe, photos: Photos, realistic: Path | None = None) -> Source:
-    """Degraded photographs, or other restorers' pictures as `soft` and `realistic` beside their truth as `sharp`.
+    """Degraded photographs, or other restorers' pictures as `soft` and `realistic` with the ground truth as `sharp`.
 
     Where the faithful teacher is a network and only `realistic` pictures are given, `soft` is the ground truth.
     """

@@ -47,7 +47,7 @@ def main(width: int = 320, side: int = 32, device: str = "cpu") -> None:
     unet = UNet2DConditionModel(
         **{**SD21_UNET, "block_out_channels": widths, "attention_head_dim": tuple(w // 64 for w in widths)}
     )
-    unet = unet.eval().to(device)
+    nn.Module.to(unet.eval(), device=device)
     z = torch.randn(1, 4, side, side, device=device)
     prompt = torch.randn(1, 77, SD21_UNET["cross_attention_dim"], device=device)
     reference = forward.predict(unet, z, TIMESTEP, prompt)

@@ -162,7 +162,7 @@ def open_base(recipe: PixelRecipe) -> CTSRPipeline:
         raise ValueError(f"{recipe.start} is no Stable Diffusion 2.1-base folder: give one as --start.")
     base = open_pipeline(recipe.start, "osediff")
     names = [name for own in unet_targets(base.unet).values() for name in own]
-    sizes = {name: base.unet.get_submodule(name).weight.shape for name in names}
+    sizes = {name: base.unet.get_parameter(f"{name}.weight").shape for name in names}
     rank = recipe.adapt.rank
     pairs = {
         name: Pair(torch.zeros(rank, *size[1:]), torch.zeros(size[0], rank, *(1 for _ in size[2:])))

@@ -62,7 +62,7 @@ def test_a_worker_makes_what_the_plain_run_makes_once_and_reports_failures(folde
         for states in ({"done": 9, "failed": 1}, {"skipped": 9, "failed": 1}):
             lines = [worker({"source": source, "target": target}) for source, target in jobs]
             assert {state: sum(line["state"] == state for line in lines) for state in states} == states
-        assert "broken.png" in next(line["detail"] for line in lines if line["state"] == "failed")
+        assert "broken.png" in next(str(line["detail"]) for line in lines if line["state"] == "failed")
         assert results(folder / "out") == expected
     finally:
         torch.set_num_threads(threads)

@@ -60,7 +60,7 @@ class Case:
         adversarial = replace(osediff.MINI.realism.adversarial, delay=0)
         return replace(
             osediff.MINI,
-            data=Data(self.photos, shards=self.shards, pairs=Pairs(crop=32)),
+            data=Data(self.photos, shards=self.shards, pairs=Pairs(crop=32), crops=1),
             run=run,
             start=str(self.start),
             prior=self.prior,

@@ -161,19 +161,25 @@ def check_encoding(jobs: Iterable[Job], encoding: Encoding) -> None:
         raise ValueError("--quality is for JPEG, WebP and AVIF: leave it out, or choose one of them with --format.")
 
 
-def checked(jobs: Iterable[Job]) -> list[Job]:
+def checked(jobs: Sequence[Job]) -> list[Job]:
     """The jobs, each once; raises ValueError where an output is an input, or of two different inputs."""
-    sources = {key(job.source) for job in jobs}
-    targets: dict[str, Job] = {}
+    folders: dict[Path, Path] = {}
+    sources = {job.source: key(job.source, folders) for job in jobs}
+    inputs, targets = set(sources.values()), dict[str, Job]()
     for job in jobs:
-        if key(job.target) in sources:
+        target = key(job.target, folders)
+        if target in inputs:
             raise ValueError(f"{job.target} would overwrite an input: name another output with -o.")
-        other = targets.setdefault(key(job.target), job)
-        if key(other.source) != key(job.source):
+        other = targets.setdefault(target, job)
+        if sources[other.source] != sources[job.source]:
             raise ValueError(f"{other.source} and {job.source} would both become {job.target}: run them one by one.")
     return list(targets.values())
 
 
-def key(path: Path) -> str:
-    """The same for the same file, whatever way it is named."""
-    return os.path.normcase(path.resolve())
+def key(path: Path, folders: dict[Path, Path]) -> str:
+    """The same for the same file, whatever way it is named; `folders` are those that are resolved already."""
+    if path.is_symlink() or path.name in ("", ".."):
+        return os.path.normcase(path.resolve())
+    if path.parent not in folders:
+        folders[path.parent] = path.parent.resolve()
+    return os.path.normcase(folders[path.parent] / path.name)

@@ -1,4 +1,4 @@
-"""Stage 2 of CTSR (arXiv 2503.14272): the way from the realistic end to the faithful one.
+"""Stage 2 of CTSR (arXiv 2503.14272): the path from the realistic end to the faithful one.
 
     python -m training.stages.stage2 mini --data.photos PHOTOS --start RUNS/stage1/model.safetensors \\
         --fidelity RUNS/fidelity/model.safetensors --run.out RUNS/stage2
@@ -48,9 +48,9 @@ class Weights:
 
     Attributes:
         way: delta against z^1 - z^0. Latents are of about unit variance, so one is enough.
-        end: squared difference of the picture at t = 1 and the ground truth: delta's aim, which the teacher's latent only
-            stands near. The truth is a photograph as soft as a camera's, beside another restorer's pictures its own.
-        path: pictures on the way against the blend of the end pictures; kappa learns from little else.
+        end: squared difference of the picture at t = 1 and the ground truth: delta's aim, which the teacher's latent is
+            only near. The ground truth is a photograph as soft as a camera's, or another restorer's own picture.
+        path: pictures between the ends against the blend of the end pictures; kappa learns from little else.
         faithful: t times the squared difference of a picture on the path and the ground truth.
         anchor: o against stage 1's, where features below conv_out learn; 0 where only delta and kappa do.
         decoder: the picture at t = 0 against stage 1's, where the decoder learns.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
@@ -81,6 +82,16 @@ def open_optional(path: Path, kind: OptionalFormat) -> Image.Image:
     """A HEIF or JPEG XL file, open; raises ImageReadError where the library is missing."""
     module = kind.load(path)
     return module.HeifImageFile(path) if kind is HEIF else Image.open(path)  # importing pillow_jxl registers it
+
+
+def read_deep_heif(image: Image.Image, path: Path) -> Samples | None:
+    """uint16 [H, W, 3 or 4] of a HEIF file of 10 or 12 bits, of which Pillow's image has 8; None for all others."""
+    depth = int(image.info.get("bit_depth", 8))
+    if image.format != "HEIF" or depth <= 8:
+        return None
+    file = HEIF.load(path).open_heif(path, convert_hdr_to_8bit=False)
+    numbers = np.asarray(file) >> (16 - depth)  # which pillow_heif has shifted up
+    return np.round(numbers * (65535 / (2**depth - 1))).astype(np.uint16)
 
 
 def develop(path: Path) -> Samples:

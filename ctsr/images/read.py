@@ -23,7 +23,15 @@ from .hidden_colours import spread_visible
 from .icc import fitting_profile, to_srgb
 from .lossless import is_lossless_webp
 from .metadata import Metadata, read_metadata
-from .optional_formats import OPTIONAL_SUFFIXES, RAW, develop, is_raw_under_another_name, open_optional, optional_format
+from .optional_formats import (
+    OPTIONAL_SUFFIXES,
+    RAW,
+    develop,
+    is_raw_under_another_name,
+    open_optional,
+    optional_format,
+    read_deep_heif,
+)
 from .picture import Bits, Picture, Samples
 
 logger = logging.getLogger(__name__)
@@ -143,7 +151,7 @@ def _read_first(image: Image.Image, path: Path) -> Picture:
 def decode(image: Image.Image, path: Path) -> Picture:
     """The present frame or page of an open file that Pillow reads; raises what Pillow raises."""
     image.load()
-    samples = read_deep(image, path)
+    samples = read_deep_heif(image, path) if image.format == "HEIF" else read_deep(image, path)
     if samples is None:
         samples = _read_plain(image, path)
     samples = _upright(samples, _orientation(image))

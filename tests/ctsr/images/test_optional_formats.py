@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from ctsr.errors import ImageReadError
@@ -91,3 +92,17 @@ def test_folders_list_them_whether_installed_or_not() -> None:
     assert readable_suffixes() >= OPTIONAL_SUFFIXES
     assert {".nef", ".heic", ".jxl", ".png", ".jpg"} <= readable_suffixes()
     assert ".pdf" not in readable_suffixes()
+
+
+def test_ten_bits_of_heif_are_kept(tmp_path: Path) -> None:
+    """Every level of ten bits, black and white where they are."""
+    pillow_heif = pytest.importorskip("pillow_heif")
+    levels = np.arange(1024, dtype=np.uint16).reshape(32, 32)
+    samples = np.repeat(levels[..., None] << 6, 3, axis=2)
+    file = pillow_heif.from_bytes("RGB;16", (32, 32), samples.tobytes())
+    file.save(tmp_path / "a.heic", quality=-1, chroma="444", matrix_coefficients=0)
+    picture = read_picture(tmp_path / "a.heic")
+    assert picture.bits == 16
+    expected = torch.as_tensor(levels.astype(np.float32)) / 1023
+    assert (picture.rgb - expected).abs().max() < 1.5 / 65535
+    assert (picture.rgb.min(), picture.rgb.max()) == (0, 1)

@@ -190,6 +190,8 @@ class ComfyServer:
             RuntimeError: it ended, or did not answer in time; with the end of its log.
         """
         command = [str(self.host.python), "main.py", "--port", str(self.port), "--base-directory", str(self.base)]
+        if frontend := os.environ.get("COMFYUI_FRONTEND"):  # another than the host's own: `static` of its package
+            command += ["--front-end-root", frontend]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(

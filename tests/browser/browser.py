@@ -186,6 +186,11 @@ class Browser:
         """Adds what the node library has under a name."""
         return Graph(**self.call("place", name))
 
+    def search(self, text: str) -> list[str]:
+        """Display names that the search box lists for a text, on an empty canvas."""
+        self.call("clear")
+        return self.call("search", text)
+
     def add(self, node_type: str, values: Mapping[str, Any]) -> None:
         """Adds a node with values of its widgets."""
         self.call("add", node_type, values)

@@ -25,6 +25,7 @@ const FLAGS = [
 const ENDINGS = ["execution_success", "execution_error", "execution_interrupted"];
 const EVENTS = ["execution_cached", "executed", ...ENDINGS];
 const DIALOG = ".p-dialog:visible";
+const SEARCH_BOX = "input[id*='node-search-box-input'], input[placeholder^='Add a node']"; // older and newer frontends
 
 const [url, executablePath] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath, headless: true, args: FLAGS });
@@ -134,6 +135,11 @@ function readHelp() {
   return document.querySelector(".node-help-content")?.innerText.trim() ?? "";
 }
 
+function readOptions() {
+  const options = [...document.querySelectorAll("[role=option], [data-testid*=result]")];
+  return options.map((option) => option.innerText.split("\n")[0].trim()).filter(Boolean);
+}
+
 // Connects a node's outputs and inputs by their names, as a user's drag does.
 function connectNodes(links) {
   for (const [source, output, target, input] of links) {
@@ -229,6 +235,28 @@ const commands = {
     await page.waitForFunction((count) => app.graph.nodes.length > count, before);
     await page.locator(".node-library-tab-button").click();
     return await page.evaluate(describeGraph);
+  },
+
+  // Names that the search box, opened by a double click on the empty canvas, lists for a text.
+  async search(text) {
+    for (;;) {
+      await page.keyboard.press("Escape");
+      const { x, y, width, height } = await page.locator("#graph-canvas").boundingBox();
+      await page.mouse.dblclick(x + 0.6 * width, y + 0.7 * height);
+      try {
+        await page.locator(SEARCH_BOX).last().fill(text, { timeout: AGAIN });
+        await page.waitForTimeout(1000); // the list follows what is typed
+        const names = await page.evaluate(readOptions);
+        await page.keyboard.press("Escape");
+        return names;
+      } catch (error) {
+        if (error.name !== "TimeoutError") throw error;
+      }
+    }
+  },
+
+  async clear() {
+    await page.evaluate(() => app.graph.clear());
   },
 
   // Adds a node below the others, with values of its widgets.

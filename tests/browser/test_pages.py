@@ -29,3 +29,17 @@ def test_the_template_browser_lists_every_example_with_its_picture(browser: Brow
     templates = browser.templates(server.pack.name)
     assert sorted(templates) == sorted(path.stem for path in (ROOT / "examples").glob("*.json"))
     assert all(width > 0 for width in templates.values())
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("super resolution", "Upscale, Enlarge & Restore (CTSR Super Resolution)"),
+        ("restore", "Upscale, Enlarge & Restore (CTSR Super Resolution)"),
+        ("enlarge", "Upscale, Enlarge & Restore (CTSR Super Resolution)"),
+        ("upscale video", "Upscale Video (CTSR Super Resolution)"),
+        ("faithful", "Tradeoff t, Realistic to Faithful (CTSR)"),
+    ],
+)
+def test_the_search_box_finds_our_nodes_first(browser: Browser, text: str, name: str):
+    assert name in browser.search(text)[:3]

@@ -18,7 +18,6 @@ from typing import Any
 
 import comfy.model_management as mm
 import comfy.model_patcher
-import comfy.ops
 import folder_paths
 import numpy as np
 import psutil
@@ -220,7 +219,7 @@ def device_of(size: float) -> Iterator[None]:
 
 def other_model(size: int) -> Any:
     """A patcher of the host's own kind with `size` bytes of weights."""
-    weights = comfy.ops.manual_cast.Linear(size // 4, 1, bias=False)
+    weights = torch.nn.Sequential(torch.nn.Linear(size // 4, 1, bias=False))  # newer hosts take no bare layer
     return comfy.model_patcher.ModelPatcher(weights, DEVICE, torch.device("cpu"))
 
 

@@ -105,7 +105,7 @@ def simulated(server: ComfyServer, probe: str) -> list[Any]:
 
 def test_models_take_turns_on_a_device_that_holds_one(server):
     *steps, end = simulated(server, "ProbeEviction")
-    here, ours = {"Linear": "cpu:0"}, {"CTSRAutoencoder": "cpu:0"}
+    here, ours = {"Sequential": "cpu:0"}, {"CTSRAutoencoder": "cpu:0"}
     # The UNet has gone for the decoder by then, as the other model has; and comes back for the next picture.
     assert steps == [here, ours, here, ours]
     assert end == {"picture": True, "other": True, "offload": "cpu"}
@@ -113,7 +113,7 @@ def test_models_take_turns_on_a_device_that_holds_one(server):
 
 def test_idle_models_of_others_go_when_memory_runs_out(server):
     before, after = simulated(server, "ProbeRoom")
-    assert set(before) == {"Linear", "CTSRAutoencoder", "CTSRNetwork"}
+    assert set(before) == {"Sequential", "CTSRAutoencoder", "CTSRNetwork"}
     assert set(after) == {"CTSRNetwork"}
 
 

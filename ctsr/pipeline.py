@@ -66,11 +66,11 @@ from .tiling.networks import Stage, Tiling
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_T = 0.5
+_DEFAULT_T = 0.5
 DEFAULT_SCALE = 4.0
-RESULT_BYTES = 12
+_RESULT_BYTES = 12
 """Of a result in memory, a pixel: three fp32 numbers."""
-REEXPORT = "from ctsr import CTSRPipeline\n"
+_REEXPORT = "from ctsr import CTSRPipeline\n"
 """pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
 
 
@@ -386,7 +386,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         if lora_layers(self.vae) or lora_layers(self.unet):
             raise ValueError("A folder cannot hold LoRA apart: use save_single_file, or fold it in with merge_lora.")
         Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / "pipeline.py").write_text(REEXPORT, encoding="utf-8")
+        (Path(save_directory) / "pipeline.py").write_text(_REEXPORT, encoding="utf-8")
         for component in self._networks:
             nn.Module.to(component, memory_format=torch.contiguous_format)  # until the next run
         base.save_pretrained(save_directory, **options)
@@ -503,7 +503,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             latents,
             self._device_of(self.unet),
             tile or self.default_tile,
-            RESULT_BYTES if keep else 0,
+            _RESULT_BYTES if keep else 0,
             speeds(each) if with_time else None,
         )
 
@@ -537,7 +537,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         for step in self._encoder_timesteps(timestep):
             encoder = networks.encoder(self.vae, None if step is None else torch.as_tensor(step, device=device))
             each = [networks.run(encoder, x, device, self.free_memory, **tiling) for x in pictures]
-            latents.append(as_batch(each))
+            latents.append(_as_batch(each))
         return latents
 
     @torch.no_grad()
@@ -570,7 +570,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             with self._as_variant(given.variant):
                 pairs = zip(unets, given.sample.chunk(pictures), strict=True)
                 each = [networks.run(unet, z, device, self.free_memory, **tiling) for unet, z in pairs]
-            outputs.append(as_batch(each))
+            outputs.append(_as_batch(each))
         return family.endpoints(inputs, outputs)
 
     @staticmethod
@@ -627,7 +627,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
         decoder, device = networks.decoder(self.vae), self._turn_of(self.vae)
         each = [networks.run(decoder, z, device, self.free_memory, **tiling) for z in latents.chunk(len(latents))]
-        picture = as_batch(each)
+        picture = _as_batch(each)
         picture = picture.add_(1).div_(2)
         if size is not None:
             picture = picture[..., : size[0], : size[1]]
@@ -906,7 +906,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             if t != "auto":
                 raise ValueError(f't must be numbers from 0 to 1, or "auto", not {t!r}.')
             return [None] * count
-        t = DEFAULT_T if t is None else t
+        t = _DEFAULT_T if t is None else t
         families.check_dial("t", t)
         dials = [float(dial) for dial in torch.as_tensor(t, dtype=torch.float32).reshape(-1)]
         if len(dials) not in (1, count):
@@ -949,6 +949,6 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         return (timestep,)
 
 
-def as_batch(pictures: list[Tensor]) -> Tensor:
+def _as_batch(pictures: list[Tensor]) -> Tensor:
     """[1, C, H, W] each as one tensor; a single one is not copied."""
     return torch.cat(pictures) if len(pictures) > 1 else pictures[0]

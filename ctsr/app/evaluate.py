@@ -49,9 +49,9 @@ _color: Any = skimage.color  # half of their types are unknown to pyright
 _metrics: Any = skimage.metrics
 
 PSNR, SSIM, FID, PATTERN = "PSNR-Y", "SSIM-Y", "FID", "pattern"
-OF_SETS = (FID, PATTERN)
+_OF_SETS = (FID, PATTERN)
 """Those of all pictures of a method at once."""
-PYIQA = {
+_PYIQA = {
     "NIQE": "niqe",
     "LPIPS": "lpips",
     "DISTS": "dists",
@@ -61,7 +61,7 @@ PYIQA = {
     FID: "fid",
 }
 """Our names of pyiqa's metrics, and its own."""
-NO_REFERENCE = ("NIQE", "MUSIQ", "MANIQA", "CLIPIQA")
+_NO_REFERENCE = ("NIQE", "MUSIQ", "MANIQA", "CLIPIQA")
 """Those that see the result alone; the first that can be had is the perceptual axis of the plot."""
 WINDOW = 11
 """Pixels of SSIM's Gaussian window a side, which a picture must hold."""
@@ -190,7 +190,7 @@ def check_out(task: Task, inputs: Iterable[Path]) -> None:
     """Raises ValueError for an output folder that is a file, or whose pictures would land in a folder of inputs."""
     if task.out.exists() and not task.out.is_dir():
         raise ValueError(f"{task.out} is a file: name a folder with --out.")
-    targets = {dial_folder(task.out, t).resolve() for t in task.dials}
+    targets = {_dial_folder(task.out, t).resolve() for t in task.dials}
     for folder in inputs:
         if folder.resolve() in targets:
             raise ValueError(f"The pictures in {folder} would be overwritten: name another folder with --out.")
@@ -218,7 +218,7 @@ def check_pair(pair: Pair, task: Task) -> None:
     for path in pair.others:
         if (size := size_of(read_picture(path))) != size_of(high):
             raise ValueError(f"{path} has {size} pixels and {pair.hr} {size_of(high)}: they must be the same.")
-    check_picture(low, target(task.out, task.dials[0], pair), sized(task.options, high), task.model.device)
+    check_picture(low, target(task.out, task.dials[0], pair), _sized(task.options, high), task.model.device)
 
 
 def size_of(picture: Picture) -> str:
@@ -226,44 +226,44 @@ def size_of(picture: Picture) -> str:
     return f"{picture.width}x{picture.height}"
 
 
-def sized(options: Options, truth: Picture) -> Options:
+def _sized(options: Options, truth: Picture) -> Options:
     """The options for a result of the truth's size."""
     return replace(options, size=Size(size=(truth.width, truth.height)))
 
 
-def dial_folder(out: Path, t: float) -> Path:
+def _dial_folder(out: Path, t: float) -> Path:
     """Where the pictures of one t go."""
     return out / f"t_{dial_name(t)}"
 
 
 def target(out: Path, t: float, pair: Pair) -> Path:
     """Where the picture of a pair at one t goes."""
-    return dial_folder(out, t) / f"{pair.lr.stem}.png"
+    return _dial_folder(out, t) / f"{pair.lr.stem}.png"
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 
-def make_results(
+def _make_results(
     pair: Pair, low: Picture, truth: Picture, task: Task, callback: Progress | None
 ) -> dict[Method, Image.Image]:
     """All pictures of a pair that are scored, 8-bit RGB of the ground truth's size; writes those of the dial."""
-    dial = write_dial(pair, low, truth, task, callback)
+    dial = _write_dial(pair, low, truth, task, callback)
     results = {Method(DIAL, t): picture for t, picture in dial.items()}
     if {0, 1} <= dial.keys():
         inner = (t for t in dial if t not in (0, 1))
-        results |= {Method(BLEND, t): blend_pictures(dial[0], dial[1], t) for t in inner}
+        results |= {Method(BLEND, t): _blend_pictures(dial[0], dial[1], t) for t in inner}
     results[Method(BICUBIC)] = as_pil(resize(low.rgb, truth.height, truth.width).clamp_(0, 1))
     for name, path in zip(task.others, pair.others, strict=True):
         results[Method(name)] = as_pil(read_picture(path).rgb)
     return results
 
 
-def write_dial(
+def _write_dial(
     pair: Pair, low: Picture, truth: Picture, task: Task, callback: Progress | None
 ) -> dict[float, Image.Image]:
     """The picture at each t, written to `Task.out` as 8-bit RGB."""
-    options = sized(task.options, truth)
+    options = _sized(task.options, truth)
     like = replace(low, alpha=None, grey=False, bits=8, icc_profile=None if low.grey else low.icc_profile)
     results = turn_dial(low.rgb, (truth.height, truth.width), task.model, options, task.dials, callback)
     pictures: dict[float, Image.Image] = {}
@@ -274,7 +274,7 @@ def write_dial(
     return pictures
 
 
-def blend_pictures(realistic: Image.Image, faithful: Image.Image, t: float) -> Image.Image:
+def _blend_pictures(realistic: Image.Image, faithful: Image.Image, t: float) -> Image.Image:
     """(1 - t) * realistic + t * faithful of two 8-bit pictures, rounded (Pillow's own blend cuts off)."""
     z0, z1 = (np.asarray(picture, np.float64) for picture in (realistic, faithful))
     return Image.fromarray(np.rint((1 - t) * z0 + t * z1).astype(np.uint8))
@@ -288,7 +288,7 @@ def luma(picture: Image.Image) -> npt.NDArray[np.float64]:
     return _color.rgb2ycbcr(np.asarray(picture))[..., 0]
 
 
-def score_luma(y: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]) -> dict[str, float]:
+def _score_luma(y: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]) -> dict[str, float]:
     """PSNR in dB (infinite for equal pictures) and SSIM as Wang et al. 2004 computed it, of two Y planes [H, W]."""
     with np.errstate(divide="ignore"):
         psnr = _metrics.peak_signal_noise_ratio(truth, y, data_range=255)
@@ -298,13 +298,13 @@ def score_luma(y: npt.NDArray[np.float64], truth: npt.NDArray[np.float64]) -> di
     return {PSNR: float(psnr), SSIM: float(ssim)}
 
 
-def load_metrics(features: Path | None, device: torch.device) -> dict[str, Any]:
-    """LPIPS and DISTS with the weights of a folder, where one is given, and the others of `load_pyiqa`."""
+def _load_metrics(features: Path | None, device: torch.device) -> dict[str, Any]:
+    """LPIPS and DISTS with the weights of a folder, where one is given, and the others of `_load_pyiqa`."""
     own = open_distances(features, device) if features else {}
-    return own | load_pyiqa({name: theirs for name, theirs in PYIQA.items() if name not in own}, device)
+    return own | _load_pyiqa({name: theirs for name, theirs in _PYIQA.items() if name not in own}, device)
 
 
-def load_pyiqa(wanted: Mapping[str, str], device: torch.device) -> dict[str, Any]:
+def _load_pyiqa(wanted: Mapping[str, str], device: torch.device) -> dict[str, Any]:
     """pyiqa's metrics by our names (`wanted`: ours and its own), called with [1, 3, H, W] in [0, 1], FID with folders.
 
     Those that cannot be had are left out with a warning, whatever is wrong with pyiqa, torchvision or the download of
@@ -338,7 +338,7 @@ class Scorer:
     """Scores pictures as they come.
 
     Args:
-        metrics: as `load_metrics` returns them; one that fails is taken out.
+        metrics: as `_load_metrics` returns them; one that fails is taken out.
         device: where they run.
         folder: an empty one for what FID reads: "truth" and a number for each method.
     """
@@ -355,7 +355,7 @@ class Scorer:
         """Scores all results for one picture, which must be of the ground truth's size."""
         y = luma(truth)
         for method, result in results.items():
-            values = {**score_luma(luma(result), y), **self.score_perception(result, truth)}
+            values = {**_score_luma(luma(result), y), **self.score_perception(result, truth)}
             self.rows.append(Row(name, method, values))
             self.patterns[method].add(np.asarray(result))
             self.folders.setdefault(method, self.folder / str(len(self.folders)))
@@ -377,7 +377,7 @@ class Scorer:
         for name, metric in list(self.metrics.items()):
             if name != FID:
                 with optional(name, self.metrics), redirect_stdout(sys.stderr), torch.inference_mode():
-                    values[name] = float(metric(x) if name in NO_REFERENCE else metric(x, y))
+                    values[name] = float(metric(x) if name in _NO_REFERENCE else metric(x, y))
         return values
 
     def distances(self) -> dict[Method, float]:
@@ -400,7 +400,7 @@ class Scorer:
             rows = [row.values for row in self.rows if row.method == method]
             of_set = {PATTERN: self.patterns[method].peak(), FID: distances.get(method, np.nan)}
             means[method] = {
-                name: of_set[name] if name in OF_SETS else fmean(row[name] for row in rows) for name in metrics
+                name: of_set[name] if name in _OF_SETS else fmean(row[name] for row in rows) for name in metrics
             }
         return Scores(metrics, self.rows, means)
 
@@ -418,11 +418,11 @@ def evaluate(pairs: Iterable[Pair], task: Task, callback: Progress | None = None
     if not task.model.pipeline.family.has_dial:
         logger.warning("This model has no dial: the picture is the same for every t.")
     with TemporaryDirectory(prefix="ctsr-") as folder:
-        scorer = Scorer(load_metrics(task.features, task.model.device), task.model.device, Path(folder))
+        scorer = Scorer(_load_metrics(task.features, task.model.device), task.model.device, Path(folder))
         for pair in pairs:
             try:
                 low, truth = read_picture(pair.lr), read_picture(pair.hr)
-                scorer.add(pair.lr.stem, as_pil(truth.rgb), make_results(pair, low, truth, task, callback))
+                scorer.add(pair.lr.stem, as_pil(truth.rgb), _make_results(pair, low, truth, task, callback))
             except CheckpointError:
                 raise
             except EXPECTED as error:
@@ -438,7 +438,7 @@ def write_scores(scores: Scores, out: Path) -> list[Path]:
         ["name", "t", *scores.metrics],
         ([method.name, method.t, *values.values()] for method, values in scores.means.items()),
     )
-    per_picture, columns = out / "per_picture.csv", [name for name in scores.metrics if name not in OF_SETS]
+    per_picture, columns = out / "per_picture.csv", [name for name in scores.metrics if name not in _OF_SETS]
     write_csv(
         per_picture,
         ["picture", "name", "t", *columns],
@@ -461,7 +461,7 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[str | f
 
 def draw(scores: Scores) -> Figure:
     """PSNR against the first no-reference metric that could be had, else SSIM: curves over t, and points."""
-    y_name = next((name for name in NO_REFERENCE if name in scores.metrics), SSIM)
+    y_name = next((name for name in _NO_REFERENCE if name in scores.metrics), SSIM)
     points = {method: (values[PSNR], values[y_name]) for method, values in scores.means.items()}
     curves: dict[str, dict[float | None, tuple[float, float]]] = {}
     for method, point in points.items():

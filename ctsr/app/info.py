@@ -34,12 +34,12 @@ def model_rows(model: LazyPipeline, precision: Precision) -> Iterator[tuple[str,
         if (component := getattr(pipe, name)) is not None:
             count = sum(parameter.numel() for parameter in component.parameters())
             yield name, f"{type(component).__name__}, {count / 1e6:.3f} M parameters"
-    yield "device", device_name(model.device)
-    yield "precision", precision_reason(model, precision)
+    yield "device", _device_name(model.device)
+    yield "precision", _precision_reason(model, precision)
     yield "attention", attention(pipe)
 
 
-def device_name(device: torch.device) -> str:
+def _device_name(device: torch.device) -> str:
     """The device and what it has."""
     memory = f"{total_memory(device) / 2**30:.1f} GiB"
     if device.type == "cuda":
@@ -47,7 +47,7 @@ def device_name(device: torch.device) -> str:
     return f"cpu ({torch.get_num_threads()} threads, {memory})"
 
 
-def precision_reason(model: LazyPipeline, precision: Precision) -> str:
+def _precision_reason(model: LazyPipeline, precision: Precision) -> str:
     """The precision taken and why."""
     names = {dtype: name for name, dtype in DTYPES.items()}
     taken = names[model.dtype]
@@ -85,11 +85,11 @@ def memory_rows(model: LazyPipeline, options: Options, size: tuple[int, int]) ->
     yield "input", f"{size[1]}x{size[0]}"
     yield "output", f"{width}x{height}"
     for stage in get_args(Stage):
-        yield f"{stage} memory", stage_memory(pipe.network(stage), cells[0], cells[1], options.tile, model.device)
+        yield f"{stage} memory", _stage_memory(pipe.network(stage), cells[0], cells[1], options.tile, model.device)
     yield "picture buffers", f"{height * width * BUFFER_BYTES / 2**20:.0f} MiB at the peak, whatever the tiles"
 
 
-def stage_memory(network: Network, height: int, width: int, tile: int, device: torch.device) -> str:
+def _stage_memory(network: Network, height: int, width: int, tile: int, device: torch.device) -> str:
     """Predicted working memory of a network over height x width latents, and its tiles."""
     side, memory = networks.choose_tile(network, height, width, tile, device), networks.work_memory(device)
     need = networks.predicted_memory(network, height, width, side, memory, device)

@@ -14,11 +14,11 @@ from torch import Tensor
 ColorFix = Literal["none", "wavelet", "adain", "lab"]
 
 LEVELS = 5
-EPSILON = 1e-5
+_EPSILON = 1e-5
 """Added to a variance, so that a constant picture has a standard deviation to divide by."""
 
 
-def add_tap(out: Tensor, x: Tensor, dilation: int, weight: float) -> None:
+def _add_tap(out: Tensor, x: Tensor, dilation: int, weight: float) -> None:
     """out[i] += weight * x[clamp(i - dilation)] and the same for i + dilation, along the first axis, in place.
 
     Clamped indices are replicate padding; here it may be wider than the picture, which `F.pad` refuses.
@@ -40,7 +40,7 @@ def low_pass(plane: Tensor) -> Tensor:
     for level in range(LEVELS):
         for source, target in ((plane, blurred), (blurred.T, plane.T)):
             torch.mul(source, 0.5, out=target)
-            add_tap(target, source, 2**level, 0.25)
+            _add_tap(target, source, 2**level, 0.25)
     return plane
 
 
@@ -109,7 +109,7 @@ def lab(sr: Tensor, reference: Tensor) -> Tensor:
 
 XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 """Of linear sRGB, a row each (IEC 61966-2-1); the sum of a row is the white point D65."""
-BEND = 6 / 29
+_BEND = 6 / 29
 """Where CIELAB's cube root goes over into a line."""
 
 
@@ -117,8 +117,8 @@ def to_lab(picture: Tensor) -> Tensor:
     """CIELAB of sRGB [3, H, W] in [0, 1]: L in [0, 100], then a and b."""
     rgb = picture.clamp(0, 1)
     linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
-    xyz = mix(white_is_one(picture), linear).clamp(min=0)
-    x, y, z = torch.where(xyz > BEND**3, xyz ** (1 / 3), xyz / (3 * BEND**2) + 4 / 29)
+    xyz = mix(_white_is_one(picture), linear).clamp(min=0)
+    x, y, z = torch.where(xyz > _BEND**3, xyz ** (1 / 3), xyz / (3 * _BEND**2) + 4 / 29)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
@@ -126,12 +126,12 @@ def from_lab(x: Tensor) -> Tensor:
     """sRGB [3, H, W] of CIELAB; colours outside of sRGB are clamped to [0, 1]."""
     y = (x[0] + 16) / 116
     roots = torch.stack([y + x[1] / 500, y, y - x[2] / 200])
-    xyz = torch.where(roots > BEND, roots**3, 3 * BEND**2 * (roots - 4 / 29))
-    linear = mix(white_is_one(x).inverse(), xyz).clamp(0, 1)
+    xyz = torch.where(roots > _BEND, roots**3, 3 * _BEND**2 * (roots - 4 / 29))
+    linear = mix(_white_is_one(x).inverse(), xyz).clamp(0, 1)
     return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
 
 
-def white_is_one(like: Tensor) -> Tensor:
+def _white_is_one(like: Tensor) -> Tensor:
     """The matrix from linear sRGB to XYZ relative to white, [3, 3]."""
     matrix = torch.tensor(XYZ, dtype=like.dtype, device=like.device)
     return matrix / matrix.sum(dim=1, keepdim=True)
@@ -146,7 +146,7 @@ def statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of every channel of [B, C, H, W], each [B, C, 1, 1]."""
     correction = min(1, x.shape[-2] * x.shape[-1] - 1)  # the unbiased variance of one pixel would be 0/0
     variance, mean = torch.var_mean(x, dim=(-2, -1), correction=correction, keepdim=True)
-    return mean, (variance + EPSILON).sqrt()
+    return mean, (variance + _EPSILON).sqrt()
 
 
 def check_shapes(sr: Tensor, reference: Tensor) -> None:

@@ -4,15 +4,15 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-STRIP_WIDTH = 6000
-PANEL_SIDE = 512
+_STRIP_WIDTH = 6000
+_PANEL_SIDE = 512
 LABEL_HEIGHT = 32
 LABEL_WIDTH = 112
 
 
 def panel_side(panels: int) -> int:
     """Side in pixels of each of so many panels of a strip."""
-    return max(LABEL_WIDTH, min(PANEL_SIDE, STRIP_WIDTH // panels))
+    return max(LABEL_WIDTH, min(_PANEL_SIDE, _STRIP_WIDTH // panels))
 
 
 def dial_name(t: float) -> str:

@@ -4,6 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from .auto_t import CTSRAutoT
 from .decode import TiledVAEDecode
+from .dial import CTSRDial
 from .encode import TimeAwareEncode
 from .load import LoadCTSR
 from .report import CTSRReport
@@ -15,7 +16,7 @@ from .video import CTSRUpscaleVideo
 
 
 class CTSRExtension(ComfyExtension):
-    """Five nodes of a graph, one for beginners, one for videos, three to compare and choose."""
+    """Five nodes of a graph, one for beginners, one for videos, four to compare and choose."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -28,5 +29,6 @@ class CTSRExtension(ComfyExtension):
             CTSRUpscaleVideo,
             CTSRSweep,
             CTSRAutoT,
+            CTSRDial,
             CTSRReport,
         ]

@@ -8,7 +8,6 @@ and what is uploaded or written lies in a temporary folder that is gone with the
 """
 
 import base64
-import binascii
 import importlib
 import io
 import os
@@ -20,13 +19,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import torch
-from PIL import Image
 from torch import Tensor
 
 from ..assess.report import lines, report
 from ..errors import CTSRError
 from ..families import Endpoints
+from ..images.painted import read_painted
 from ..images.picture import Picture
 from ..images.read import read_picture
 from ..images.tensors import MAX_SIDE, as_pil, check_size, output_size, resize
@@ -135,21 +133,6 @@ class Studio:
         alpha = enlarged_alpha(restored.picture, *restored.size)
         write_picture(target, result, restored.picture, alpha, self.model.settings(Options(t=t)))
         return str(target)
-
-
-def read_painted(address: str) -> Tensor:
-    """What was painted, [h, w] in [0, 1]; raises ValueError for anything but a small PNG in the address itself."""
-    head, _, data = address.partition(",")
-    if head != "data:image/png;base64" or len(data) > 2**20:
-        raise ValueError("What was painted did not arrive as a PNG: clear it and paint again.")
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(data)), formats=["PNG"]) as image:
-            if max(image.size) > 4 * BRUSH_SIDE:
-                raise ValueError("What was painted is too large: clear it and paint again.")
-            alpha = image.convert("RGBA").getchannel("A")
-    except (OSError, SyntaxError, binascii.Error) as error:
-        raise ValueError("What was painted cannot be read: clear it and paint again.") from error
-    return torch.frombuffer(bytearray(alpha.tobytes()), dtype=torch.uint8).view(alpha.height, alpha.width) / 255
 
 
 def address(picture: Tensor) -> str:

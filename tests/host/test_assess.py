@@ -1,8 +1,12 @@
 """CTSRAutoT and CTSRReport in a real host: t goes over a link, maps become masks, wrong batches are one sentence."""
 
-import numpy as np
+import base64
+import io
 
-from tests.host.graphs import five, node, put, refusal, succeed
+import numpy as np
+from PIL import Image
+
+from tests.host.graphs import five, node, picture_of, put, refusal, succeed
 
 
 def test_a_chosen_t_drives_the_dial_and_its_reasons_are_text(server):
@@ -33,3 +37,42 @@ def test_batches_that_differ_are_one_sentence(server):
     prompt["report"] = node("CTSRReport", image=["two", 0], result=["decode", 0])
     prompt["maps"] = node("SaveImage", images=["report", 2], filename_prefix="maps")
     assert "connect one for each" in refusal(server, prompt)
+
+
+def dial_prompt(t: float, painted: str = ""):
+    prompt = five()
+    for name in ("dial", "decode"):
+        del prompt[name]
+    prompt["live"] = node(
+        "CTSRDial", vae=["load", 1], endpoints=["unet", 0], t=t, painted=painted, tile=0, color_fix="none"
+    )
+    prompt["save"]["inputs"]["images"] = ["live", 0]
+    return prompt
+
+
+def brush() -> str:
+    image, buffer = Image.new("RGBA", (64, 64), (255, 255, 255, 255)), io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_the_live_dial_gives_the_picture_at_t_and_both_ends_for_the_page(server):
+    def told(t: float, painted: str = ""):
+        run = succeed(server, dial_prompt(t, painted))
+        (shown,) = run.outputs["live"]["ctsr_dial"]
+        return np.asarray(Image.open(picture_of(server, run))).astype(int), shown
+
+    realistic, first = told(0.0)
+    faithful, second = told(1.0)
+    painted, third = told(0.0, brush())
+    assert first["realistic"] == second["realistic"] == third["realistic"], "both ends are decoded once"
+    assert {"realistic", "faithful", "exact", "input"} <= first.keys()
+    assert np.abs(realistic - faithful).max() > 2
+    assert np.abs(painted - faithful).max() <= 1, "all of it was painted"
+    plain = five(t=0.0)
+    plain["decode"]["inputs"]["color_fix"] = "none"
+    assert np.abs(np.asarray(Image.open(picture_of(server, succeed(server, plain)))).astype(int) - realistic).max() <= 1
+
+
+def test_a_painting_that_is_none_is_one_sentence(server):
+    assert "clear it and paint again" in refusal(server, dial_prompt(0.5, "/etc/passwd"))

@@ -17,6 +17,7 @@ NODES = {
     "CTSRUpscaleVideo": ["VIDEO"],
     "CTSRSweep": ["IMAGE", "IMAGE"],
     "CTSRAutoT": ["FLOAT", "STRING"],
+    "CTSRDial": ["IMAGE", "FLOAT"],
     "CTSRReport": ["MASK", "MASK", "IMAGE", "STRING"],
 }
 

@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from ctsr.app import gui
-from ctsr.app.gui import Studio, read_painted, stage
+from ctsr.app.gui import Studio, stage
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.errors import CTSRError, ImageReadError
+from ctsr.images.painted import read_painted
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ Paths must mean the same on all nodes, a common disk or an address that fsspec k
 import json
 import logging
 import os
-import socket
+import platform
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -127,7 +127,7 @@ class Worker:
             "state": outcome.state,
             "detail": outcome.detail,
             "seconds": round(time.monotonic() - started, 3),
-            "node": socket.gethostname(),
+            "node": platform.node(),
         }
 
     def do(self, source: str, target: str) -> Outcome:

@@ -40,7 +40,7 @@ class CTSRUpscale(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="CTSRUpscale",
-            display_name="Upscale, Enlarge & Restore (CTSR Super Resolution)",
+            display_name="Upscale & Restore (CTSR Super Resolution)",
             search_aliases=[
                 "super resolution",
                 "restore",

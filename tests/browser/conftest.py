@@ -23,9 +23,9 @@ SETTINGS = {
     "LiteGraph.Canvas.MaximumFps": 10,  # drawing takes the processor from the host
 }
 BLUEPRINTS = ROOT / "subgraphs"
-OWN_ERRORS = ("/api/userdata", "/user.css", "/favicon.ico", "/en.md", "reading 'id'")
+OWN_ERRORS = ("/api/userdata", "/user.css", "/favicon.ico", "/en.md", "reading 'id'", "null (setting 'value')")
 """What the frontend complains of by itself: files of the user's that do not exist, English help pages (which it looks
-for before those of no language), and its own start without a workflow."""
+for before those of no language), its own start without a workflow, and its search box when it closes."""
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,8 @@ def test_the_template_browser_lists_every_example_with_its_picture(browser: Brow
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("super resolution", "Upscale, Enlarge & Restore (CTSR Super Resolution)"),
-        ("restore", "Upscale, Enlarge & Restore (CTSR Super Resolution)"),
-        ("enlarge", "Upscale, Enlarge & Restore (CTSR Super Resolution)"),
+        ("super resolution", "Upscale & Restore (CTSR Super Resolution)"),
+        ("restore", "Upscale & Restore (CTSR Super Resolution)"),
         ("upscale video", "Upscale Video (CTSR Super Resolution)"),
         ("faithful", "Tradeoff t, Realistic to Faithful (CTSR)"),
     ],

@@ -735,7 +735,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
                 batch): a grey picture (black is t = 0, white is t = 1), or an array or tensor [h, w] of bools, uint8,
                 uint16, or numbers in [0, 1].
             tile: side of a tile in output pixels; 0 takes that of `enable_tiling`, else chooses by picture size and
-                total memory, and does not tile when the picture fits. UNets with attention are tiled beyond 768x768.
+                total memory, and does not tile when the picture fits. UNets with attention are tiled beyond 768x768,
+                networks that are tiled exactly beyond 1024x1024 on a CPU.
             tile_overlap: output pixels that tiles share, for networks that normalise over space (128 by default, never
                 more than half a tile); others compute theirs.
             color_fix: "none", "wavelet", "adain" or "lab"; the checkpoint's own by default.
@@ -744,7 +745,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
                 result.
             output_type: "pil", "pt" ([B, 3, H, W]), "np" ([B, H, W, 3]), or "latent" (scaled, blended).
             return_dict: `CTSRPipelineOutput`, else a tuple.
-            callback: called as `callback(stage, done, total)` after every tile; raise in it to cancel.
+            callback: called as `callback(stage, done, total)` after every tile, and on a CPU inside large ones with a
+                fraction `done`; raise in it to cancel.
             prompt: a text instead of the baked prompt, or one a picture; needs a text encoder.
             num_images_per_prompt: results a picture, one after the other, each from further noise; families that start
                 from none give the same.

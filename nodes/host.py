@@ -161,7 +161,7 @@ def ticking(pictures: int) -> Iterator[Progress]:
     bar = new_bar(TICKS)
     for number in range(pictures):
 
-        def on_tile(stage: str, done: int, total: int, number: int = number) -> None:
+        def on_tile(stage: str, done: float, total: int, number: int = number) -> None:
             stop_if_cancelled()
             bar.update_absolute(int(TICKS * (number + done / total) / pictures), TICKS)
 

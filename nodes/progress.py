@@ -7,6 +7,7 @@ well as in the console.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -51,11 +52,11 @@ class Work:
         """What the pipeline calls after every tile of picture `number`."""
         of_pictures = f" · picture {number + 1} of {self.pictures}" if self.pictures > 1 else ""
 
-        def on_tile(stage: str, done: int, total: int) -> None:
+        def on_tile(stage: str, done: float, total: int) -> None:
             stop_if_cancelled()
             part = (self.stages.index(stage) + done / total) / len(self.stages)
             self.bar.update_absolute(int(TICKS * (number + part) / self.pictures), TICKS)
-            of_tiles = f" · tile {done} of {total}" if total > 1 else ""
+            of_tiles = f" · tile {math.ceil(done)} of {total}" if total > 1 else ""
             self.show(f"{NAMES[stage]}{of_tiles}{of_pictures}")
 
         return on_tile

@@ -94,7 +94,7 @@ class Bar:
             pace = f"{(time.monotonic() - self.began) / self.done:.1f} s each" if self.done else ""
             self.progress.update(self.files, completed=self.done, total=self.left, pace=pace)
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
+    def __call__(self, stage: str, done: float, total: int) -> None:
         """See `pipeline.Progress`."""
         start, share = STAGES[stage]
         self.progress.update(self.picture, completed=round(100 * (start + share * done / total)))

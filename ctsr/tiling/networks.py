@@ -6,8 +6,9 @@ run as `sd_vae.schedule` plans. Tiles of any other, such as Stable Diffusion's U
 """
 
 import logging
+import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, Protocol, TypedDict, cast
@@ -22,6 +23,7 @@ from ..models import forward
 from ..models.building import settle
 from ..precision import in_fp32
 from . import heap, tiles
+from .layers import is_compiled, reporting_layers
 from .sd_vae import schedule
 from .sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, reach
 
@@ -37,6 +39,10 @@ ATTENTION_TILE = 96
 
 OSEDiff's released code tiles beyond as many (github.com/cswry/OSEDiff, Apache-2.0).
 """
+CPU_TILE = 1024
+"""Pixels of an automatic tile of an exactly tileable network on a CPU: as fast as untiled, in less memory."""
+REPORTING_PIXELS = 2**16
+"""From which size on a tile on a CPU reports its layers."""
 MOST_TILES = 8
 """Blended tiles at once on a GPU: enough to keep a large one busy."""
 
@@ -193,6 +199,9 @@ def choose_tile(network: Network, height: int, width: int, tile: int, device: to
     fitting = tiles.choose_tile(height, width, network.bytes_per_cell, total, margin=network.halo or 0)
     if network.attends and height * width > ATTENTION_TILE**2:
         return min(fitting or ATTENTION_TILE, ATTENTION_TILE)
+    exact = network.halo is not None and not network.stages
+    if exact and device.type == "cpu" and max(height, width) > CPU_TILE // network.factor:
+        return min(fitting or tiles.TILE_LADDER[0], CPU_TILE // network.factor)
     return fitting
 
 
@@ -258,7 +267,7 @@ def run_tiled(
     x: Tensor,
     tile: int | None,
     overlap: int,
-    on_tile: Callable[[int, int], None] | None,
+    on_tile: tiles.TileCallback | None,
     device: torch.device | None = None,
     budget: float = 0,
 ) -> Tensor:
@@ -300,10 +309,10 @@ def run_tiled(
 
 
 class Progress(Protocol):
-    """Called after every tile; raise an exception in it to cancel."""
+    """Called after every tile, and on a CPU inside large ones; raise an exception in it to cancel."""
 
-    def __call__(self, stage: str, done: int, total: int) -> None:
-        """`stage` is "encode", "unet" or "decode"; `done` of `total` tiles of that stage are finished.
+    def __call__(self, stage: str, done: float, total: int) -> None:
+        """`stage` is "encode", "unet" or "decode"; `done` of `total` tiles of that stage are finished, or a fraction.
 
         Counted anew for every picture, for every pass of a stage that has two, and for a stage that is tried again.
         """
@@ -360,8 +369,9 @@ def run(
         out = None
         budget = work_memory(device) if side == chosen else 0  # nothing fits beyond tiles smaller than predicted
         try:
-            with in_fp32(network.module) if wide else nullcontext():
-                out = run_tiled(network, x, side, overlap, on_tile, device, budget)
+            reporting = _progress_of(network, cells, side, overlap, device, on_tile)
+            with in_fp32(network.module) if wide else nullcontext(), reporting as report:
+                out = run_tiled(network, x, side, overlap, report, device, budget)
         except (RuntimeError, MemoryError) as error:
             if not tiles.is_out_of_memory(error):
                 raise
@@ -381,6 +391,33 @@ def run(
             side = chosen = choose_tile(network, *cells, tile, device)
 
 
+def _progress_of(
+    network: Network,
+    cells: tuple[int, int],
+    tile: int | None,
+    overlap: int,
+    device: torch.device,
+    on_tile: tiles.TileCallback | None,
+) -> AbstractContextManager[tiles.TileCallback | None]:
+    """Inside, what to call after every tile: on a CPU layers report in between, where a tile is large.
+
+    Not of networks in stages, which report every layer or tile of them, nor of compiled ones.
+    """
+    sides = [side if tile is None else min(side, tile) for side in cells]
+    small = sides[0] * sides[1] * network.factor**2 < REPORTING_PIXELS
+    part = cast("nn.Module", getattr(network.module, f"{network.stage}r", network.module))  # encoder or decoder
+    staged = bool(network.stages) and tile is not None
+    if on_tile is None or device.type != "cpu" or small or staged or is_compiled(part):
+        return nullcontext(on_tile)
+    if tile is None:
+        total = 1
+    elif network.halo is not None:
+        total = math.prod(len(tiles.plan_halo(side, tile, network.halo, network.align)) for side in cells)
+    else:
+        total = math.prod(len(tiles.plan_overlap(side, tile, min(overlap, tile // 2))) for side in cells)
+    return reporting_layers(part, total, on_tile)
+
+
 def _is_finite(x: Tensor) -> bool:
     """Whether `x` holds no NaN and no infinity, without a copy of it: a sum shows either."""
     return bool(x.sum().isfinite())
@@ -389,7 +426,7 @@ def _is_finite(x: Tensor) -> bool:
 def _giving_back(on_tile: tiles.TileCallback | None) -> tiles.TileCallback:
     """The same, after freed heap memory was returned to the operating system."""
 
-    def after(done: int, total: int) -> None:
+    def after(done: float, total: int) -> None:
         heap.give_back()
         if on_tile is not None:
             on_tile(done, total)

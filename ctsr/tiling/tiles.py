@@ -33,7 +33,7 @@ from ..errors import TileMemoryError
 logger = logging.getLogger(__name__)
 
 TileFunction = Callable[[Tensor], Tensor]
-TileCallback = Callable[[int, int], None]
+TileCallback = Callable[[float, int], None]
 """Called as `on_tile(done, total)` after every tile; an exception it raises ends the run (cancel)."""
 
 TILE_LADDER = (256, 192, 128, 96, 64, 48, 32)

@@ -366,6 +366,32 @@ def test_callback_counts_the_tiles_of_every_stage(pipeline):
         assert len(counts) >= 4
 
 
+@pytest.mark.parametrize("tile", [0, 384])
+def test_a_large_tile_on_a_cpu_reports_its_layers(pipeline, tile):
+    """Else a tile would be seconds without a move of the progress bar, and without a chance to cancel."""
+    calls: list[tuple[str, float, int]] = []
+    x, options = picture(100, 160), {"tile": tile, "tile_overlap": 128}
+    out = run(pipeline, x, **options, callback=lambda *call: calls.append(call))
+    assert torch.equal(out, run(pipeline, x, **options))
+    for stage in ("encode", "unet", "decode"):
+        counts = [(done, total) for name, done, total in calls if name == stage]
+        (total,) = {total for _, total in counts}
+        assert [done for done, _ in counts] == sorted({done for done, _ in counts})
+        assert counts[-1] == (total, total)
+        if tile == 0 or (pipeline.vae_scale_factor == 8 and stage == "unet"):
+            assert len(counts) >= 4 * total  # layers of these tiny networks
+    assert not any(module._forward_hooks for part in (pipeline.vae, pipeline.unet) for module in part.modules())
+
+    def cancel(stage: str, done: float, total: int) -> None:
+        if stage == "unet" and 0 < done < 1:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        run(pipeline, x, **options, callback=cancel)
+    assert not any(module._forward_hooks for module in pipeline.unet.modules())
+    assert torch.equal(run(pipeline, x, **options), out)
+
+
 @pytest.mark.parametrize("stage", ["encode", "unet", "decode"])
 def test_cancel(pipeline, stage):
     before = run(pipeline, picture(40, 40), tile=128)

@@ -114,6 +114,22 @@ def test_automatic_tiles_with_attention_are_small_whatever_the_memory(tiny_sd):
     assert networks.choose_tile(encoder, side + 1, side, 0, CPU) is None
 
 
+@pytest.mark.parametrize("make", ["make_mini", "make_sd"])
+def test_automatic_tiles_of_exact_networks_on_a_cpu_are_at_most_1024_pixels(make, request):
+    pipeline = request.getfixturevalue(make)()
+    for stage in ("encode", "unet", "decode"):
+        network = pipeline.network(stage)
+        side = 1024 // network.factor
+        assert networks.choose_tile(network, side, side, 0, CPU) in (None, networks.ATTENTION_TILE)
+        chosen = networks.choose_tile(network, side + 1, side, 0, CPU)
+        if make == "make_mini":
+            assert chosen == side
+            assert networks.choose_tile(network, side + 1, side, 0, torch.device("meta")) is None
+            assert networks.choose_tile(network, 3 * side, side, 2048, CPU) == 2 * side  # as asked
+        else:
+            assert chosen in (None, networks.ATTENTION_TILE)
+
+
 def test_tiles_at_once_fill_a_gpu_within_its_memory(tiny_sd, tiny_mini):
     unet, cuda = every(tiny_sd)[1], torch.device("cuda")
     one = networks.predicted_memory(unet, 500, 500, 64, 0, CPU)

@@ -128,7 +128,7 @@ def _attempt(job: Job, wait_for_others: bool) -> Outcome | None:
     return attempt(job, lambda job: upscale(job, found.model, found.options, _tell_end), found, wait_for_others)
 
 
-def _tell_end(stage: str, done: int, total: int) -> None:
+def _tell_end(stage: str, done: float, total: int) -> None:
     """After every tile: end where all shall end. See `pipeline.Progress`."""
     if _stop.is_set():
         raise KeyboardInterrupt

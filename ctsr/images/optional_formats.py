@@ -89,9 +89,9 @@ def read_deep_heif(image: Image.Image, path: Path) -> Samples | None:
     depth = int(image.info.get("bit_depth", 8))
     if image.format != "HEIF" or depth <= 8:
         return None
-    file = HEIF.load(path).open_heif(path, convert_hdr_to_8bit=False)
-    numbers = np.asarray(file) >> (16 - depth)  # which pillow_heif has shifted up
-    return np.round(numbers * (65535 / (2**depth - 1))).astype(np.uint16)
+    numbers: Samples = np.asarray(HEIF.load(path).open_heif(path, convert_hdr_to_8bit=False))
+    levels: Samples = numbers >> (16 - depth)  # pillow_heif has shifted them up
+    return (levels * (65535 / (2**depth - 1))).round().astype(np.uint16)
 
 
 def develop(path: Path) -> Samples:

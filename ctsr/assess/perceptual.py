@@ -52,7 +52,7 @@ def lpips_level(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
 
 def dists_distance(pairs: Sequence[tuple[Tensor, Tensor]], shares: Tensor, floor: float = 1e-6) -> Tensor:
     """1 - DISTS's similarity of features [B, C, h, w]: `shares` [2, all C] of means and of covariances."""
-    similarity, first = [], 0
+    similarity, first = list[Tensor](), 0
     for a, b in pairs:
         a, b = a.float(), b.float()
         alpha, beta = shares[:, first : first + a.shape[1]]
@@ -96,7 +96,7 @@ class Lpips(nn.Module):
         """Distance of pictures [1, 3, H, W] in [0, 1], fp32 scalar; 0 for equal ones."""
         shift, scale = (torch.tensor(row, device=x.device).view(1, 3, 1, 1) for row in (SHIFT, SCALE))
         a, b = (self.features((2 * picture - 1 - shift) / scale) for picture in (x, y))
-        return torch.stack([lpips_level(*pair, head) for *pair, head in zip(a, b, self.heads, strict=True)]).sum()
+        return torch.stack([lpips_level(x, y, head) for x, y, head in zip(a, b, self.heads, strict=True)]).sum()
 
 
 class Dists(nn.Module):

@@ -14,10 +14,12 @@ from typing import Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils import flop_counter
+from torch.utils.flop_counter import FlopCounterMode
 
 from ..tiling.networks import Network, Stage
 
+_flop_counter: Any = flop_counter  # its functions have half of their types
 CPU_ATTENTION: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FIRST_SIDE, LAST_SIDE = 64, 512
 """Pixels of the result a side: where measuring begins, and the most."""
@@ -83,7 +85,7 @@ def attention_operations(
     query: torch.Size, key: torch.Size, value: torch.Size, *others: object, out_shape: object = None, **options: object
 ) -> int:
     """Operations of attention by the shapes that go in: torch counts them on a GPU alone."""
-    return sdpa_flop_count(query, key, value)
+    return int(_flop_counter.sdpa_flop_count(query, key, value))
 
 
 def make_input(network: Network, height: int, width: int) -> torch.Tensor:

@@ -19,7 +19,10 @@ BEFORE: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
         (1, 48, 80, 3),
     ),
     "ImageScaleBy": ({"image": "*", "upscale_method": "bicubic", "scale_by": 0.5}, (1, 56, 72, 3)),
-    "ImageScaleToTotalPixels": ({"image": "*", "upscale_method": "area", "megapixels": 0.01}, (1, 364, 464, 3)),
+    "ImageScaleToTotalPixels": (
+        {"image": "*", "upscale_method": "area", "megapixels": 0.01, "resolution_steps": 1},
+        (1, 364, 464, 3),
+    ),
     "ImageInvert": ({"image": "*"}, PICTURE),
     "ImageBatch": ({"image1": "*", "image2": "*"}, (2, HEIGHT, WIDTH, 3)),
     "ImagePadForOutpaint": (

@@ -178,7 +178,7 @@ def checked(jobs: Sequence[Job]) -> list[Job]:
 
 def key(path: Path, folders: dict[Path, Path]) -> str:
     """The same for the same file, whatever way it is named; `folders` are those that are resolved already."""
-    if path.is_symlink() or path.name in ("", ".."):
+    if os.path.islink(path) or path.name in ("", ".."):
         return os.path.normcase(path.resolve())
     if path.parent not in folders:
         folders[path.parent] = path.parent.resolve()

@@ -395,7 +395,7 @@ def test_sweep_of_a_bad_file(tmp_path: Path, tiny_mini_file: Path) -> None:
 
 
 def test_info(tiny_mini: CTSRPipeline, tiny_mini_file: Path) -> None:
-    result = ctsr("info", tiny_mini_file, "--input-size", "640x480", "--scale", "2", "--precision", "fp32")
+    result = ctsr("info", tiny_mini_file, "--input-size", "320x240", "--scale", "2", "--precision", "fp32")
     assert (result.exit_code, result.stderr) == (0, "")
     rows = {line[:19].strip(): line[19:] for line in result.stdout.splitlines()}
     assert rows["family"].startswith("ctsr (1 UNet pass, a dial)")
@@ -403,7 +403,7 @@ def test_info(tiny_mini: CTSRPipeline, tiny_mini_file: Path) -> None:
     assert rows["unet"].startswith("TimeConditionedUNetMini, 0.0")
     assert rows["precision"] == "fp32 (as asked)"
     assert rows["attention"].startswith("none")
-    assert rows["output"] == "1280x960"
+    assert rows["output"] == "640x480"
     assert all("MiB, untiled" in rows[f"{stage} memory"] for stage in ("encode", "unet", "decode"))
     tiled = ctsr("info", tiny_mini_file, "--input-size", "640x480", "--tile", "256", "--precision", "auto")
     assert tiled.stdout.count("tiles of 256 pixels") == 3

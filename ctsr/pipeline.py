@@ -388,7 +388,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         Path(save_directory).mkdir(parents=True, exist_ok=True)
         (Path(save_directory) / "pipeline.py").write_text(_REEXPORT, encoding="utf-8")
         for component in self._networks:
-            nn.Module.to(component, memory_format=torch.contiguous_format)  # until the next run
+            cast(Any, nn.Module).to(component, memory_format=torch.contiguous_format)  # until the next run
         base.save_pretrained(save_directory, **options)
 
     # --- what the checkpoint is -----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ class VGGFeatures(nn.Module):
         self.register_buffer("window", torch.outer(window, window) / window.sum() ** 2, persistent=False)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
-        self.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+        cast(Any, self.requires_grad_(False).eval()).to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor, stages: int = len(STAGES)) -> list[Tensor]:
         """[B, 3, H, W] in [-1, 1] -> features [B, C, H / 2^k, W / 2^k] of the first `stages` stages k.

@@ -73,7 +73,7 @@ def read_deep(image: Image.Image, path: Path) -> Samples | None:
     if image.has_transparency_data and pixels.shape[2] == 3:
         return with_key(pixels[..., ::-1], image)
     samples = pixels[..., [2, 1, 0, 3] if image.has_transparency_data else [2, 1, 0]]
-    return _straight(samples) if _is_multiplied(image) else samples
+    return straight(samples) if _is_multiplied(image) else samples
 
 
 def _opencv_pixels(path: Path, page: int = 0) -> Samples | None:
@@ -98,7 +98,7 @@ def _is_multiplied(image: Image.Image) -> bool:
     return isinstance(image, TiffImageFile) and image.tag_v2.get(_TAG.ExtraSamples) in (1, (1,))
 
 
-def _straight(samples: Samples) -> Samples:
+def straight(samples: Samples) -> Samples:
     """Divide colours by alpha: uint16 or float32 [H, W, 4] to the same."""
     alpha = samples[..., 3:].astype(np.float32)
     if samples.dtype != np.uint16:
@@ -138,7 +138,7 @@ def read_float_tiff(path: Path) -> tuple[Samples, bytes | None, Metadata] | None
     samples = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]] if pixels.shape[2] >= 3 else pixels[..., :1]
     kind_of_alpha = _numbers(extra)[0] if extra is not None else 0
     if samples.shape[2] == 4:
-        samples = {1: _straight(samples), 2: samples}.get(kind_of_alpha, samples[..., :3])
+        samples = {1: straight(samples), 2: samples}.get(kind_of_alpha, samples[..., :3])
     return samples, profile, metadata
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from PIL import Image
 
 from ..errors import ImageWriteError
+from .exr import exr_works
 from .picture import Bits
 
 
@@ -57,6 +58,7 @@ FORMATS = {
     ".avif": Format(
         "AVIF", grey=False, max_side=65536, frames="animation", quality=90, lossless=False, options=_FULL_COLOUR
     ),
+    ".exr": Format("EXR", icc=False, bits=32),
     ".gif": Format("GIF", grey=False, icc=False, max_side=65535, frames="animation", lossless=False),
 }
 
@@ -89,6 +91,8 @@ class Encoding:
             deep = ".tif" if self.bits > 16 else ".png or .tif"
             remedy = "leave --bit-depth out" if animated else f"use {deep}"
             raise ImageWriteError(f"{path}: {what} holds {most} bits a channel, not {self.bits}; {remedy}.")
+        if self.bits == 8 and form.name == "EXR":
+            raise ImageWriteError(f"{path}: OpenEXR holds floating-point numbers of 16 or 32 bits, not of 8.")
         if self.lossless and not form.lossless:
             raise ImageWriteError(f"{path}: {form.name} is never lossless; use .png, .tif or .webp.")
 
@@ -100,7 +104,8 @@ FOLLOW = Encoding()
 def writable_suffixes() -> tuple[str, ...]:
     """Suffixes that can be written with this Pillow, lower case with the dot: ".png", ".jpg", ..."""
     Image.init()
-    return tuple(suffix for suffix, form in FORMATS.items() if form.name in Image.SAVE)
+    names = {*Image.SAVE, *(["EXR"] if exr_works() else [])}
+    return tuple(suffix for suffix, form in FORMATS.items() if form.name in names)
 
 
 def output_format(
@@ -117,6 +122,8 @@ def output_format(
     """
     path, possible = Path(path), writable_suffixes()
     suffix = path.suffix.lower()
+    if suffix == ".exr" and suffix not in possible:
+        raise ImageWriteError(f'{path}: .exr needs one more library: pip install "ctsr[exr]", or use .tif.')
     if suffix not in possible:
         raise ImageWriteError(f"{path}: the suffix decides the format; use one of {', '.join(possible)}.")
     form = FORMATS[suffix]

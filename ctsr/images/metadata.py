@@ -192,12 +192,14 @@ class Writable:
 def for_format(metadata: Metadata, name: str, height: int, width: int, settings: str = "") -> Writable:
     """Save options for a result of height x width pixels in the format `name`, as Pillow spells it.
 
-    The settings go into the text of a PNG, the comment of a GIF, else into EXIF; BMP has none of these.
+    The settings go into the text of a PNG, the comment of a GIF, OpenEXR's header, else into EXIF; BMP has none.
     TIFF and 16-bit PNG are not written by Pillow: there "exif", "dpi", "xmp" and "iptc" mean the same.
     """
-    if name == "BMP":
+    if name in ("BMP", "EXR"):
         parts = {"EXIF": metadata.exif, "XMP": metadata.xmp, "IPTC": metadata.iptc, "the comment": metadata.comment}
         lost = [part for part, value in {**parts, "text": metadata.text}.items() if value]
+        if name == "EXR":
+            return Writable({SETTINGS_KEY: settings} if settings else {}, lost)
         return Writable({} if metadata.dpi is None else {"dpi": metadata.dpi}, lost)
     if name == "GIF":
         return _for_gif(metadata, settings)

@@ -1,4 +1,4 @@
-"""Formats that need another library: RAW, HEIC and JPEG XL. Where it is missing, one message names the extra.
+"""Formats that need another library: RAW, HEIC, JPEG XL and OpenEXR. Where it is missing, one message names the extra.
 
 A RAW file is never left to Pillow, which takes its embedded thumbnail for the photograph.
 """
@@ -48,8 +48,9 @@ RAW = OptionalFormat(
 )
 HEIF = OptionalFormat("HEIC/HEIF", "heif", "pillow_heif", frozenset([".heic", ".heif", ".hif"]))
 JXL = OptionalFormat("JPEG XL", "jxl", "pillow_jxl", frozenset([".jxl"]))
+EXR = OptionalFormat("OpenEXR", "exr", "OpenEXR", frozenset([".exr"]))
 
-OPTIONAL_SUFFIXES = RAW.suffixes | HEIF.suffixes | JXL.suffixes
+OPTIONAL_SUFFIXES = RAW.suffixes | HEIF.suffixes | JXL.suffixes | EXR.suffixes
 _HEIF_BRANDS = frozenset([b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"])
 _DNG_VERSION, _NEW_SUBFILE_TYPE, _REDUCED = 50706, 254, 1
 
@@ -60,6 +61,8 @@ def optional_format(path: Path) -> OptionalFormat | None:
         head = file.read(64)
     if (head[8:10] == b"CR" and head[:2] in (b"II", b"MM")) or head.startswith((b"FUJIFILMCCD-RAW", b"IIRO", b"IIRS")):
         return RAW
+    if head.startswith(b"\x76\x2f\x31\x01"):
+        return EXR
     if head.startswith((b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")):
         return JXL
     if head[4:8] == b"ftyp":

@@ -19,11 +19,13 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ImageReadError
 from .deep import read_deep, read_float_tiff, with_key
+from .exr import read_exr
 from .hidden_colours import spread_visible
 from .icc import fitting_profile, to_srgb
 from .lossless import is_lossless_webp
 from .metadata import Metadata, read_metadata
 from .optional_formats import (
+    EXR,
     OPTIONAL_SUFFIXES,
     RAW,
     develop,
@@ -65,8 +67,8 @@ def read_picture(path: str | os.PathLike[str], keep_metadata: bool = True) -> Pi
     colours are replaced by the visible ones around, so that nothing hidden bleeds into the edge later. EXIF, XMP, IPTC,
     resolution, comment and text are left out unless `keep_metadata`; the ICC profile is part of the picture.
 
-    RAW, HEIC and JPEG XL need an extra each. In floating-point files 0 is black and 1 white; what is outside is
-    clipped, with a warning.
+    RAW, HEIC, JPEG XL and OpenEXR need an extra each. In floating-point files 0 is black and 1 white; what is outside
+    is clipped, with a warning. Of OpenEXR the light is linear, and comes as sRGB.
 
     Raises ImageReadError if the file is missing, not a picture, damaged, cut off, or of more pixels than Pillow allows
     (twice `PIL.Image.MAX_IMAGE_PIXELS`).
@@ -81,6 +83,8 @@ def _read(path: Path) -> Picture:
         kind = optional_format(path)
         if kind is RAW:
             return _read_raw(path)
+        if kind is EXR:
+            return _picture(read_exr(path), None, Metadata(), path)
         try:
             with Image.open(path) if kind is None else open_optional(path, kind) as image:
                 return _read_raw(path) if is_raw_under_another_name(image) else _read_first(image, path)

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from PIL import ExifTags, Image
 
+from .exr import exr_is_whole, read_exr_settings
 from .metadata import SETTINGS_KEY, SETTINGS_TAG
 
 Settings = Mapping[str, str | float | int | bool]
@@ -24,15 +25,23 @@ def as_text(settings: Settings) -> str:
 
 def read_settings(path: Path) -> dict[str, Any] | None:
     """The settings in a file that this library wrote; None for all others."""
-    with contextlib.suppress(*_ERRORS), Image.open(path) as image:
-        settings = json.loads(_text_of(image))
+    with contextlib.suppress(*_ERRORS):
+        settings = json.loads(_text_in(path))
         if isinstance(settings, dict) and "ctsr" in settings:
             return cast("dict[str, Any]", settings)
     return None
 
 
-def _text_of(image: Image.Image) -> Any:
+def _text_in(path: Path) -> Any:
     """Where a format has the settings."""
+    if path.suffix.lower() == ".exr":
+        return read_exr_settings(path)
+    with Image.open(path) as image:
+        return _text_of(image)
+
+
+def _text_of(image: Image.Image) -> Any:
+    """As `_text_in`, of what Pillow reads."""
     if image.format == "PNG":
         return image.info.get(SETTINGS_KEY)
     if image.format == "GIF":
@@ -42,6 +51,10 @@ def _text_of(image: Image.Image) -> Any:
 
 def is_whole(path: Path) -> bool:
     """Whether a file that this library wrote is there to its end, as far as its format tells."""
+    if path.suffix.lower() == ".exr":
+        with contextlib.suppress(*_ERRORS):
+            return exr_is_whole(path)
+        return False
     with contextlib.suppress(*_ERRORS), Image.open(path) as image:
         return _ENDS[image.format or ""](path)
     return False

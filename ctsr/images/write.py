@@ -20,8 +20,9 @@ from PIL import Image
 from ..errors import ImageWriteError, OutputFolderError
 from ..whole_file import check_writable, whole_file
 from .deep import opencv_works, write_deep_png, write_tiff
+from .exr import write_exr
 from .formats import FOLLOW, Encoding, Format, output_format
-from .metadata import for_format
+from .metadata import SETTINGS_KEY, for_format
 from .picture import Bits, Picture, Samples
 from .settings import Settings, as_text
 
@@ -217,11 +218,15 @@ def _write_still(
     file: io.BytesIO, frame: Frame, form: Format, encoding: Encoding, settings: Settings | None, path: Path
 ) -> None:
     """One picture into an open file; into a TIFF that has some already as a further page."""
-    samples = _to_samples(frame, form, _bits(frame, form, encoding, path), path)
+    bits = _bits(frame, form, encoding, path)
+    samples = _to_samples(frame, form, 32 if form.name == "EXR" else bits, path)
     profile = _writable_profile(frame.like, samples.shape[2], form, path)
     options = _metadata_options(frame.like, form, samples.shape[:2], settings, path)
     with _encoding(path, form):
-        if form.name == "TIFF":
+        if form.name == "EXR":
+            half = encoding.bits == 16 or (encoding.bits is None and bits == 8)
+            write_exr(file, samples, half, options.get(SETTINGS_KEY, ""))
+        elif form.name == "TIFF":
             write_tiff(file, samples, profile, options)
         elif samples.dtype == np.uint16 and samples.shape[2] > 1:
             write_deep_png(file, samples, profile, options)

@@ -100,7 +100,7 @@ class TimeAwareEncoder(Encoder):
     def _run(self, function: Callable[..., Tensor], *args: nn.Module | Tensor) -> Tensor:
         """function(*args), its activations recomputed on the way back where gradient checkpointing is on."""
         if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return checkpoint(function, *args, use_reentrant=False)
+            return cast(Tensor, checkpoint(function, *args, use_reentrant=False))
         return function(*args)
 
 

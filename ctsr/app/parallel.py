@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging.handlers import QueueHandler, QueueListener
 from typing import Any
@@ -80,7 +81,8 @@ def _outcomes(pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int) -> Ite
         pending: dict[Future[Outcome | None], Job] = {}
         while True:
             while len(pending) < ahead and (job := next(some, None)) is not None:
-                pending[pool.submit(_attempt, job, wait_for_others)] = job
+                with _without_ctrl_c():
+                    pending[pool.submit(_attempt, job, wait_for_others)] = job
             if not pending:
                 break
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -97,6 +99,19 @@ def _outcomes(pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int) -> Ite
                 yield outcome
                 if outcome.ends_run:
                     return
+
+
+@contextmanager
+def _without_ctrl_c() -> Generator[None, None, None]:
+    """Processes that begin inside never hear Ctrl-C, not even while they import; this one hears it afterwards."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _begin(worker: Worker) -> None:

@@ -161,5 +161,5 @@ def _locate(path: Path) -> tuple[str, str | None]:
     if path.is_file():
         return str(path.parent), path.name
     if path.suffix == ".safetensors":
-        raise CheckpointError(f"{path} is not a file: check the path.")
+        raise CheckpointError(f"{path} does not exist, or is no file: check the path.")
     return path.as_posix(), _USUAL_NAME if (path / _USUAL_NAME).is_file() else None

@@ -239,7 +239,7 @@ const commands = {
 
   // Names that the search box, opened by a double click on the empty canvas, lists for a text.
   async search(text) {
-    for (;;) {
+    for (let tries = 1; ; tries += 1) {
       await page.keyboard.press("Escape");
       const { x, y, width, height } = await page.locator("#graph-canvas").boundingBox();
       await page.mouse.dblclick(x + 0.6 * width, y + 0.7 * height);
@@ -248,6 +248,7 @@ const commands = {
         await page.waitForTimeout(1000); // the list follows what is typed
         const names = await page.evaluate(readOptions);
         await page.keyboard.press("Escape");
+        if (names.length === 0 && tries < 5) continue; // a box that was opened before the list was ready stays empty
         return names;
       } catch (error) {
         if (error.name !== "TimeoutError") throw error;

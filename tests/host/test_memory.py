@@ -69,7 +69,7 @@ def test_progress_rises_to_its_end_with_every_tile(server):
     run = succeed(server, prompt)
     for target in ("encode", "unet", "decode"):
         values = [data["value"] / data["max"] for data in run.data("progress") if data["node"] == target]
-        assert len(values) == 12
+        assert len(values) >= 12  # tiles, and on a CPU the layers of each
         assert values == sorted(set(values))
         assert values[-1] == 1
 

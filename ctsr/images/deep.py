@@ -27,6 +27,7 @@ from .picture import Samples
 logger = logging.getLogger(__name__)
 
 _TAG = ExifTags.Base
+_LOG_ERRORS = 2  # OpenCV's LOG_LEVEL_ERROR
 _STRIP_BYTES = 2**18  # before compression
 
 
@@ -80,8 +81,9 @@ def _opencv_pixels(path: Path, page: int = 0) -> Samples | None:
     """A page of a file as OpenCV decodes it, [H, W] or [H, W, C] in the order BGRA; None if it cannot."""
     import cv2
 
-    data, logged = np.fromfile(path, np.uint8), cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # it warns of tags that it does not know
+    log: Any = getattr(cv2.utils, "logging", cv2)  # where OpenCV 5 has what 4 has at its top
+    data, logged = np.fromfile(path, np.uint8), log.getLogLevel()
+    log.setLogLevel(_LOG_ERRORS)  # it warns of tags that it does not know
     try:
         if page == 0:
             return cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -90,7 +92,7 @@ def _opencv_pixels(path: Path, page: int = 0) -> Samples | None:
     except cv2.error:
         return None
     finally:
-        cv2.utils.logging.setLogLevel(logged)
+        log.setLogLevel(logged)
 
 
 def _is_multiplied(image: Image.Image) -> bool:

@@ -25,7 +25,7 @@ from torch import Tensor
 from ctsr import CTSRPipeline
 from ctsr.assess import tuned
 from ctsr.assess.auto_t import traits
-from ctsr.assess.perceptual import dists_distance, lpips_level, read_heads, read_shares
+from ctsr.assess.perceptual import dists_distance, lpips_level, products, read_heads, read_shares
 from ctsr.assess.vgg import VGG_FILE, VGGFeatures
 from ctsr.images.inputs import from_pil
 from ctsr.images.tensors import as_pil
@@ -99,9 +99,9 @@ def score(truth: Tensor, results: list[Tensor], folder: Path) -> list[tuple[floa
         seen = features(2 * true - 1)
         for result in results:
             made = result[inside].contiguous()
-            pairs = list(zip(features(2 * made - 1), seen, strict=True))
-            near = sum(float(lpips_level(*pair, head)) for pair, head in zip(pairs, heads, strict=True))
-            structure = float(dists_distance([(made, true), *pairs], shares))
+            levels = [products(*pair) for pair in zip(features(2 * made - 1), seen, strict=True)]
+            near = sum(float(lpips_level(of, head)) for of, head in zip(levels, heads, strict=True))
+            structure = float(dists_distance([products(made, true), *levels], shares))
             error = float((made - true).square().mean())
             rows.append((-10 * float(np.log10(max(error, 1e-10))), near, structure))
     return rows

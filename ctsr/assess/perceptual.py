@@ -8,6 +8,7 @@ The folder holds .npz files, which are not shipped: `vgg16_imagenet_features` an
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,24 +45,51 @@ def read_shares(folder: Path) -> Tensor:
     return shares / shares.sum()
 
 
-def lpips_level(a: Tensor, b: Tensor, head: Tensor) -> Tensor:
-    """One level of LPIPS: squared difference of features [B, C, h, w] of unit length, weighed by channel; the mean."""
-    a, b = (F.normalize(feature.float(), dim=1) for feature in (a, b))
-    return (head * (a - b).square()).sum(1).mean()
+class Products(NamedTuple):
+    """Two pictures' features a and b [B, C, h, w] and their products by element, fp32."""
+
+    a: Tensor
+    b: Tensor
+    aa: Tensor
+    bb: Tensor
+    ab: Tensor
 
 
-def dists_distance(pairs: Sequence[tuple[Tensor, Tensor]], shares: Tensor, floor: float = 1e-6) -> Tensor:
-    """1 - DISTS's similarity of features [B, C, h, w]: `shares` [2, all C] of means and of covariances."""
+def products(a: Tensor, b: Tensor) -> Products:
+    """What both distances are made of."""
+    a, b = a.float(), b.float()
+    return Products(a, b, a * a, b * b, a * b)
+
+
+def over_channels(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
+    """Sums of x [B, C, h, w] over its channels, one [B, h, w] for each of the weights [C]."""
+    return (x.permute(0, 2, 3, 1) @ torch.stack(weights, dim=1)).unbind(-1)
+
+
+def lpips_level(of: Products, head: Tensor, floor: float = 1e-20) -> Tensor:
+    """One level of LPIPS: squared difference of features of unit length, weighed by `head` [1, C, 1, 1]; the mean.
+
+    Written out, w (a / |a| - b / |b|)^2 needs sums of products over the channels alone, which are matrix products.
+    """
+    weights = head.flatten()
+    ones = torch.ones_like(weights)
+    length_a, weighed_a = over_channels(of.aa, ones, weights)
+    length_b, weighed_b = over_channels(of.bb, ones, weights)
+    (weighed_ab,) = over_channels(of.ab, weights)
+    length_a, length_b = length_a + floor, length_b + floor
+    return (weighed_a / length_a + weighed_b / length_b - 2 * weighed_ab * (length_a * length_b).rsqrt()).mean()
+
+
+def dists_distance(levels: Sequence[Products], shares: Tensor, floor: float = 1e-6) -> Tensor:
+    """1 - DISTS's similarity of features: `shares` [2, all C] of means and of covariances."""
     similarity, first = list[Tensor](), 0
-    for a, b in pairs:
-        a, b = a.float(), b.float()
-        alpha, beta = shares[:, first : first + a.shape[1]]
-        first += a.shape[1]
-        mean_a, mean_b = a.mean((2, 3)), b.mean((2, 3))
-        variances = a.var((2, 3), correction=0) + b.var((2, 3), correction=0)
-        covariance = (a * b).mean((2, 3)) - mean_a * mean_b
-        similarity.append(alpha * (2 * mean_a * mean_b + floor) / (mean_a**2 + mean_b**2 + floor))
-        similarity.append(beta * (2 * covariance + floor) / (variances + floor))
+    for of in levels:
+        alpha, beta = shares[:, first : first + of.a.shape[1]]
+        first += of.a.shape[1]
+        a, b, aa, bb, ab = (x.mean((2, 3)) for x in of)
+        variances = (aa - a * a).clamp_min(0) + (bb - b * b).clamp_min(0)
+        similarity.append(alpha * (2 * a * b + floor) / (a * a + b * b + floor))
+        similarity.append(beta * (2 * (ab - a * b) + floor) / (variances + floor))
     return 1 - torch.cat(similarity, dim=1).sum(1).mean()
 
 
@@ -96,7 +124,7 @@ class Lpips(nn.Module):
         """Distance of pictures [1, 3, H, W] in [0, 1], fp32 scalar; 0 for equal ones."""
         shift, scale = (torch.tensor(row, device=x.device).view(1, 3, 1, 1) for row in (SHIFT, SCALE))
         a, b = (self.features((2 * picture - 1 - shift) / scale) for picture in (x, y))
-        return torch.stack([lpips_level(x, y, head) for x, y, head in zip(a, b, self.heads, strict=True)]).sum()
+        return torch.stack([lpips_level(products(x, y), head) for x, y, head in zip(a, b, self.heads, strict=True)]).sum()
 
 
 class Dists(nn.Module):
@@ -110,7 +138,7 @@ class Dists(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of pictures [1, 3, H, W] in [0, 1], fp32 scalar; 0 for equal ones."""
         a, b = (self.features(2 * picture - 1) for picture in (x, y))
-        return dists_distance([(x, y), *zip(a, b, strict=True)], self.get_buffer("shares"))
+        return dists_distance([products(*pair) for pair in ((x, y), *zip(a, b, strict=True))], self.get_buffer("shares"))
 
 
 def open_distances(folder: Path, device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:

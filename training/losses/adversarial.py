@@ -30,7 +30,7 @@ from training.model.one_step import enlarge
 
 DETAIL_GAIN = 5.0  # about what brings the detail that an enlargement lacks to unit size
 MARGIN = 8  # px that the random cut takes away
-FEATURE_STAGES = 3  # of VGG16: beyond, a feature sees more than the texture that is judged
+JUDGED = range(1, 3)  # stages of VGG16 from 0: heads on the first cost as much as all else, beyond they see no texture
 WIDTHS = (48, 80, 112)  # at 1/2, 1/4 and 1/8
 
 
@@ -111,7 +111,7 @@ def cut(batch: Sample, seed: int, *pictures: Tensor) -> list[Tensor]:
 
 
 class FeatureDiscriminator(nn.Module):
-    """Logits [B, n] on frozen VGG16 features at 1/1, 1/2 and 1/4, as projected GANs have it (arXiv 2111.01007).
+    """Logits [B, n] on frozen VGG16 features at 1/2 and 1/4, as projected GANs have it (arXiv 2111.01007).
 
     Features come trained, so that the heads need an order fewer steps than a discriminator on pixels.
 
@@ -131,12 +131,12 @@ class FeatureDiscriminator(nn.Module):
                 nn.SiLU(),
                 nn.Conv2d(width, 1, 1),
             )
-            for channels, _ in STAGES[:FEATURE_STAGES]
+            for channels, _ in (STAGES[number] for number in JUDGED)
         )
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Pictures [B, 3, H, W] in [-1, 1] -> a row of logits a level."""
-        features = self.vgg(x, FEATURE_STAGES)
+        features = self.vgg(x, JUDGED.stop)[JUDGED.start :]
         if not x.requires_grad:
             features = [feature.detach() for feature in features]
         return [head(pixel_norm(f)).flatten(1).float() for head, f in zip(self.heads, features, strict=True)]

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ctsr.assess.perceptual import dists_distance, lpips_level, read_heads, read_shares
+from ctsr.assess.perceptual import dists_distance, lpips_level, products, read_heads, read_shares
 from ctsr.assess.vgg import VGG_FILE, open_vgg
 from training.model.one_step import OneStep
 
@@ -94,11 +94,12 @@ class VGGDistance(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Mean distance of [B, 3, H, W] pictures in [-1, 1], fp32 scalar."""
         y = y.detach()
-        pairs = list(zip(self.vgg(x), self.vgg(y), strict=True))
+        pairs = zip(self.vgg(x), self.vgg(y), strict=True)
         with torch.autocast(x.device.type, enabled=False):
-            levels = [lpips_level(*pair, head) for pair, head in zip(pairs, self.heads, strict=True)]
-            dists = dists_distance([((x + 1) / 2, (y + 1) / 2), *pairs], cast(Tensor, self.shares))
-        return (torch.stack(levels).sum() + dists) / 2
+            pixels, levels = products((x + 1) / 2, (y + 1) / 2), [products(*pair) for pair in pairs]
+            lpips = torch.stack([lpips_level(of, head) for of, head in zip(levels, self.heads, strict=True)]).sum()
+            dists = dists_distance([pixels, *levels], cast(Tensor, self.shares))
+        return (lpips + dists) / 2
 
 
 class NoDistance(nn.Module):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ctsr.assess.perceptual import dists_distance
+from ctsr.assess.perceptual import dists_distance, products
 from ctsr.assess.vgg import STAGES, TORCHVISION, VGG_FILE, VGGFeatures, read_weights
 from training.losses.adversarial import Adversarial, AdversarialTerm, FeatureDiscriminator
 from training.losses.perceptual import VGGDistance, perceptual_loss
@@ -100,9 +100,9 @@ def test_the_gradient_reaches_the_first_picture_only(folder: Path) -> None:
 def test_dists_does_not_see_where_texture_lies_but_how_strong_it_is() -> None:
     x = torch.randn(1, 2, 64, 64, generator=torch.Generator().manual_seed(0))
     means_only = torch.tensor([[0.5, 0.5], [0.0, 0.0]])
-    assert dists_distance([(x + 1, x.flip(-1) + 1)], means_only) == pytest.approx(0, abs=1e-5)
+    assert dists_distance([products(x + 1, x.flip(-1) + 1)], means_only) == pytest.approx(0, abs=1e-5)
     covariances = torch.tensor([[0.0, 0.0], [0.5, 0.5]])
-    assert dists_distance([(x, 3 * x)], covariances) == pytest.approx(1 - 6 / 10, abs=1e-3)
+    assert dists_distance([products(x, 3 * x)], covariances) == pytest.approx(1 - 6 / 10, abs=1e-3)
 
 
 def test_without_weights_the_loss_says_what_to_give() -> None:

@@ -124,7 +124,8 @@ class Lpips(nn.Module):
         """Distance of pictures [1, 3, H, W] in [0, 1], fp32 scalar; 0 for equal ones."""
         shift, scale = (torch.tensor(row, device=x.device).view(1, 3, 1, 1) for row in (SHIFT, SCALE))
         a, b = (self.features((2 * picture - 1 - shift) / scale) for picture in (x, y))
-        return torch.stack([lpips_level(products(x, y), head) for x, y, head in zip(a, b, self.heads, strict=True)]).sum()
+        levels = zip(a, b, self.heads, strict=True)
+        return torch.stack([lpips_level(products(*pair), head) for *pair, head in levels]).sum()
 
 
 class Dists(nn.Module):
@@ -138,7 +139,8 @@ class Dists(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of pictures [1, 3, H, W] in [0, 1], fp32 scalar; 0 for equal ones."""
         a, b = (self.features(2 * picture - 1) for picture in (x, y))
-        return dists_distance([products(*pair) for pair in ((x, y), *zip(a, b, strict=True))], self.get_buffer("shares"))
+        levels = [products(*pair) for pair in ((x, y), *zip(a, b, strict=True))]
+        return dists_distance(levels, self.get_buffer("shares"))
 
 
 def open_distances(folder: Path, device: torch.device) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:

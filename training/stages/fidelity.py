@@ -68,7 +68,7 @@ MINI = Recipe(
 )
 MINI2 = Recipe(
     data=mini2_data(),
-    run=Run(out=tyro.MISSING, steps=40000, batch=16, ema=0.999, max_norm=0.5),
+    run=Run(out=tyro.MISSING, steps=7500, batch=8, ema=0.998, max_norm=0.5),
     start="new",
     reconstruction=Reconstruction(l1=1.0, l2=2.0, perceptual=0.0, features="none"),
     latent_weight=0.0,  # its decoder is a fixed transform, which holds the latents where they are

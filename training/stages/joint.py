@@ -82,10 +82,12 @@ MINI = Recipe(
 )
 MINI2 = Recipe(
     data=mini2_data(softness=2.0),
-    run=Run(out=tyro.MISSING, steps=10000, ema=0.998, max_norm=0.5),
+    run=Run(out=tyro.MISSING, steps=3600, batch=4, ema=0.998, max_norm=0.5),
     start=tyro.MISSING,
+    peak_rate=3e-4,
     realistic=osediff.MINI2.reconstruction,
-    faithful=fidelity.MINI2.reconstruction,
+    # Ten times those of fidelity: the realistic end has a perceptual loss, of some 30 times the gradient of L1.
+    faithful=replace(fidelity.MINI2.reconstruction, l1=10.0, l2=20.0),
     path=0.0,  # its decoder is linear: every picture on the way is the blend of the ends
     realism=osediff.MINI2.realism,
 )

@@ -65,13 +65,13 @@ MINI = Recipe(
 MINI2 = Recipe(
     # A realism term has nothing to add to a very soft ground truth: most of what it sees is crisp.
     data=mini2_data(softness=1.5),
-    run=Run(out=tyro.MISSING, steps=10000, ema=0.998, max_norm=0.5),
+    run=Run(out=tyro.MISSING, steps=4000, batch=4, ema=0.998, max_norm=0.5),
     start=tyro.MISSING,
-    peak_rate=2e-4,
+    peak_rate=4e-4,
     # By a pixel the perceptual loss has some 30 times the gradient of L1 at one weight (LOG.md).
     reconstruction=Reconstruction(l1=5.0, l2=0.0, low=2.0, perceptual=1.0, features="vgg"),
     # Frozen features come trained: their heads tell photographs from results within tens of steps.
-    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0), adversarial=Adversarial(weight=4.0, penalty=0.0, delay=50)),
+    realism=Realism(vsd=VSD(weight=0.0, guidance=1.0), adversarial=Adversarial(weight=8.0, penalty=0.0, delay=50)),
 )
 SD21 = Recipe(
     data=sd21_data(),

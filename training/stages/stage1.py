@@ -112,9 +112,9 @@ MINI = Recipe(
 MINI2 = Recipe(
     data=mini2_data(softness=1.5),
     # As `training.stages.osediff`, of which this goes on.
-    run=Run(out=tyro.MISSING, steps=4000, ema=0.998, max_norm=0.5),
+    run=Run(out=tyro.MISSING, steps=500, batch=4, ema=0.99, max_norm=0.5),
     start=tyro.MISSING,
-    peak_rate=1e-4,
+    peak_rate=2e-4,
     reconstruction=osediff.MINI2.reconstruction,
     # Beside L1, whose gradient by a latent is a sixth of a direction's at weight 1: .1 of it towards each teacher.
     distillation=Distillation(teacher_as="endpoint", realism=0.01, fidelity=0.02),

@@ -6,6 +6,7 @@ under Pillow's TIFF directory: OpenCV and tifffile write neither EXIF nor GPS.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import itertools
 import logging
@@ -13,7 +14,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, TiffTags
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 _TAG = ExifTags.Base
 _LOG_ERRORS = 2  # OpenCV's LOG_LEVEL_ERROR
 _STRIP_BYTES = 2**18  # before compression
+_OPENCV_READS = {(3, 32), (3, 64), (1, 8), (1, 16)}  # SampleFormat and bits of a sample, of pages that it reads rightly
 
 
 def opencv_works() -> bool:
@@ -101,42 +103,63 @@ def _is_multiplied(image: Image.Image) -> bool:
 
 
 def straight(samples: Samples) -> Samples:
-    """Divide colours by alpha: uint16 or float32 [H, W, 4] to the same."""
+    """Divide colours by alpha: uint8, uint16 or float32 [H, W, 4] to the same."""
     alpha = samples[..., 3:].astype(np.float32)
-    if samples.dtype != np.uint16:
+    if samples.dtype.kind == "f":
         return np.concatenate([samples[..., :3] / np.maximum(alpha, 1e-6), alpha], axis=2)
-    colours = samples[..., :3] * (65535 / np.maximum(alpha, 1))
-    return np.concatenate([colours.round().clip(0, 65535).astype(np.uint16), samples[..., 3:]], axis=2)
+    white = np.iinfo(samples.dtype).max
+    colours = samples[..., :3] * (white / np.maximum(alpha, 1))
+    return np.concatenate([colours.round().clip(0, white).astype(samples.dtype), samples[..., 3:]], axis=2)
 
 
-def read_float_tiff(path: Path) -> tuple[Samples, bytes | None, Metadata] | None:
-    """Samples, ICC profile and metadata of a floating-point TIFF that Pillow cannot open; None for all other files.
+class TiffPage(NamedTuple):
+    """Where the directory of a page begins, and its NewSubfileType."""
 
-    The samples are float32 [H, W, 1, 3 or 4] as the file has them. Raises ImageReadError for a TIFF of a kind that
+    offset: int
+    kind: int
+
+
+def tiff_pages(path: Path) -> list[TiffPage]:
+    """The pages of a TIFF, in order; none of other files."""
+    pages = dict[int, TiffPage]()
+    with path.open("rb") as file, contextlib.suppress(SyntaxError, OSError, struct.error):
+        directory = ImageFileDirectory_v2(file.read(8))
+        while (offset := directory.next) and offset not in pages:
+            file.seek(offset)
+            directory.load(file)
+            pages[offset] = TiffPage(offset, int(directory.get(_TAG.NewSubfileType, 0)))
+    return list(pages.values())
+
+
+def read_tiff(path: Path, page: int = 0) -> tuple[Samples, bytes | None, Metadata] | None:
+    """Samples, ICC profile and metadata of a page of a TIFF that Pillow cannot open; None for all other files.
+
+    That is one of floating-point colour, or one of 8 or 16 bits behind such a page. The samples are float32, uint8 or
+    uint16 [H, W, 1, 3 or 4] as the file has them. Raises ImageReadError for a TIFF of a kind that
     OpenCV cannot read rightly, or where it is missing.
     """
-    tags = Image.Exif()
+    pages, tags = tiff_pages(path), Image.Exif()
+    if page >= len(pages):
+        return None
     with path.open("rb") as file:
-        try:
-            tags.load_from_fp(file)
-        except (SyntaxError, OSError, struct.error):
-            return None
+        tags.endian = "<" if file.read(2) == b"II" else ">"
+        tags.load_from_fp(file, pages[page].offset)
         metadata = metadata_of(tags, {}, {})
         profile, extra = tags.get(_TAG.InterColorProfile), tags.get(_TAG.ExtraSamples)
         bits, kinds = _numbers(tags.get(_TAG.BitsPerSample, 1)), _numbers(tags.get(_TAG.SampleFormat, 1))
         together = len(bits) == 1 or tags.get(_TAG.PlanarConfiguration, 1) == 1
         is_plain = tags.get(_TAG.PhotometricInterpretation) in (1, 2)
     what = f"{path}: a TIFF of {len(bits)} x {bits[0]} bits{' (floating-point)' * (kinds[0] == 3)}"
-    if kinds[0] != 3 or bits[0] not in (32, 64) or not together or not is_plain:
+    if (kinds[0], bits[0]) not in _OPENCV_READS or not together or not is_plain:
         raise ImageReadError(f"{what} of a layout that is not read; convert it to 16 bits, or to float32 RGB.")
     try:
         importlib.import_module("cv2")
     except ImportError as error:
         raise ImageReadError(f"{what} needs OpenCV: pip install opencv-python-headless ({error}).") from error
-    pixels = _opencv_pixels(path)
-    if pixels is None or pixels.dtype.kind != "f":
+    pixels = _opencv_pixels(path, page)
+    if pixels is None or pixels.dtype.kind != "uuf"[kinds[0] - 1]:
         raise ImageReadError(f"{what} is damaged, cut off or compressed in a way that OpenCV does not read.")
-    pixels = pixels.astype(np.float32).reshape(*pixels.shape[:2], -1)
+    pixels = (pixels.astype(np.float32) if kinds[0] == 3 else pixels).reshape(*pixels.shape[:2], -1)
     samples = pixels[..., [2, 1, 0, 3][: pixels.shape[2]]] if pixels.shape[2] >= 3 else pixels[..., :1]
     kind_of_alpha = _numbers(extra)[0] if extra is not None else 0
     if samples.shape[2] == 4:

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import ExifTags, Image
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image
 
 from ..errors import ImageReadError
+from .deep import tiff_pages
 from .metadata import Metadata
 from .optional_formats import is_raw_under_another_name, optional_format
 from .picture import Picture
-from .read import STILLS_OF_SEVERAL_PARTS, decode, reading
+from .read import STILLS_OF_SEVERAL_PARTS, count_frames, decode, read_tiff_page, reading
 
 Kind = Literal["animation", "pages", ""]
 _ANIMATIONS = frozenset({"AVIF", "FLI", "GIF", "PNG", "WEBP"})
@@ -46,15 +46,15 @@ class Frames:
             ImageReadError: a frame is damaged or cut off; or the file is gone.
         """
         with contextlib.ExitStack() as stack:
-            with reading(self.path):
+            image: Image.Image | None = None
+            with reading(self.path), contextlib.suppress(Image.UnidentifiedImageError):
                 image = stack.enter_context(Image.open(self.path))
             for index in self.indices:
                 with reading(self.path):
-                    image.seek(index)
-                    picture = decode(image, self.path)
+                    picture = _read_one(image, self.path, index)
                 if not keep_metadata:
                     picture = replace(picture, metadata=Metadata())
-                yield picture, float(image.info.get("duration", 0))
+                yield picture, 0.0 if image is None else float(image.info.get("duration", 0))
 
 
 def look_for_frames(path: Path) -> Frames:
@@ -63,28 +63,38 @@ def look_for_frames(path: Path) -> Frames:
     with contextlib.suppress(ImageReadError), reading(path):
         if optional_format(path) is not None:
             return still
-        with Image.open(path) as image:
-            count = int(getattr(image, "n_frames", 1))
+        try:
+            image = Image.open(path)
+        except Image.UnidentifiedImageError:  # as of floating-point colour, which OpenCV reads
+            return _pages(path)
+        with image:
+            count = count_frames(image, path)
             if count == 1 or image.format in STILLS_OF_SEVERAL_PARTS or is_raw_under_another_name(image):
                 return still
             if image.format not in _ANIMATIONS:
-                pages = _pages(image, count)
-                return Frames(path, "pages", pages) if len(pages) > 1 else still
+                return _pages(path) if image.format == "TIFF" else Frames(path, "pages", range(count))
             first = 1 if image.info.get("default_image") else 0  # of a PNG, for programs that show no animations
             return Frames(path, "animation", range(first, count), _plays(image))
     return still
 
 
-def _pages(image: Image.Image, count: int) -> list[int]:
-    """Numbers of the pages of a TIFF that are not the thumbnail or the mask of another; of other formats all."""
-    if not isinstance(image, TiffImageFile):
-        return list(range(count))
-    pages: list[int] = []
-    for index in range(count):
+def _pages(path: Path) -> Frames:
+    """The pages of a TIFF that are not the thumbnail or the mask of another; a still where there is but one."""
+    pages = [index for index, page in enumerate(tiff_pages(path)) if not page.kind & _REDUCED_OR_MASK]
+    return Frames(path, "pages", pages) if len(pages) > 1 else Frames(path)
+
+
+def _read_one(image: Image.Image | None, path: Path, index: int) -> Picture:
+    """A frame by Pillow, or a page of a TIFF where it opens neither the file nor this page."""
+    try:
+        if image is None:
+            raise Image.UnidentifiedImageError(path)
         image.seek(index)
-        if not int(image.tag_v2.get(ExifTags.Base.NewSubfileType, 0)) & _REDUCED_OR_MASK:
-            pages.append(index)
-    return pages
+        return decode(image, path)
+    except (SyntaxError, Image.UnidentifiedImageError):
+        if (page := read_tiff_page(path, index)) is None:
+            raise
+        return page
 
 
 def _plays(image: Image.Image) -> int:

@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, PngImagePlugin
 from PIL.TiffImagePlugin import TiffImageFile
 
 from ..errors import ImageReadError
-from .deep import read_deep, read_float_tiff, with_key
+from .deep import read_deep, read_tiff, tiff_pages, with_key
 from .exr import read_exr
 from .hidden_colours import spread_visible
 from .icc import fitting_profile, to_srgb
@@ -89,10 +89,18 @@ def _read(path: Path) -> Picture:
             with Image.open(path) if kind is None else open_optional(path, kind) as image:
                 return _read_raw(path) if is_raw_under_another_name(image) else _read_first(image, path)
         except Image.UnidentifiedImageError:
-            if (found := read_float_tiff(path)) is None:
+            if (picture := read_tiff_page(path, 0)) is None:
                 raise
-            samples, profile, metadata = found
-            return _picture(samples, fitting_profile(profile, samples.shape[2] < 3, path), metadata, path)
+            _warn_of_more(path, len(tiff_pages(path)))
+            return picture
+
+
+def read_tiff_page(path: Path, page: int) -> Picture | None:
+    """A page of a TIFF that Pillow cannot open; None for all other files."""
+    if (found := read_tiff(path, page)) is None:
+        return None
+    samples, profile, metadata = found
+    return _picture(samples, fitting_profile(profile, samples.shape[2] < 3, path), metadata, path)
 
 
 @contextlib.contextmanager
@@ -146,10 +154,20 @@ def _read_failure(path: Path, error: Exception) -> str:
 
 def _read_first(image: Image.Image, path: Path) -> Picture:
     """The picture in an open file, of several the first, with a warning."""
-    frames = int(getattr(image, "n_frames", 1))
-    if frames > 1 and image.format not in STILLS_OF_SEVERAL_PARTS:
-        logger.warning("%s has %d frames; only the first one is read.", path, frames)
+    if image.format not in STILLS_OF_SEVERAL_PARTS:
+        _warn_of_more(path, count_frames(image, path))
     return decode(image, path)
+
+
+def count_frames(image: Image.Image, path: Path) -> int:
+    """How many pictures an open file holds; Pillow fails to count pages of a TIFF that it cannot open."""
+    return len(tiff_pages(path)) if image.format == "TIFF" else int(getattr(image, "n_frames", 1))
+
+
+def _warn_of_more(path: Path, frames: int) -> None:
+    """Say in the log how many pictures there are where there is more than the one that is read."""
+    if frames > 1:
+        logger.warning("%s has %d frames; only the first one is read.", path, frames)
 
 
 def decode(image: Image.Image, path: Path) -> Picture:

@@ -225,3 +225,19 @@ def test_what_a_format_cannot_do_is_refused(tmp_path: Path, suffix: str, options
 def test_encodings_that_cannot_be(options: Any) -> None:
     with pytest.raises(ValueError, match="quality"):
         Encoding(**options)
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_pages_of_floating_point_colour_are_read_behind_any_first_page(tmp_path: Path, first: int) -> None:
+    """Pillow opens no floating-point colour: neither as the file's first page nor behind one that it opens."""
+    kinds = [(first, 32), (3, 32), (3, 8)]
+    pages = [
+        Frame(rgb := smooth(k, channels).expand(1, 3, 24, 32), Picture(rgb, None, grey=channels == 1, bits=bits))
+        for k, (channels, bits) in enumerate(kinds)
+    ]
+    write_frames(tmp_path / "pages.tif", pages, "pages")
+    found = look_for_frames(tmp_path / "pages.tif")
+    assert (found.kind, list(found.indices)) == ("pages", [0, 1, 2])
+    for (picture, _), page in zip(found.read(), pages, strict=True):
+        assert picture.bits == page.like.bits
+        torch.testing.assert_close(picture.rgb, page.rgb, atol=1e-6 if picture.bits == 32 else 1 / 500, rtol=0)

@@ -199,6 +199,7 @@ def for_format(metadata: Metadata, name: str, height: int, width: int, settings:
         parts = {"EXIF": metadata.exif, "XMP": metadata.xmp, "IPTC": metadata.iptc, "the comment": metadata.comment}
         lost = [part for part, value in {**parts, "text": metadata.text}.items() if value]
         if name == "EXR":
+            lost += ["the resolution"] if metadata.dpi else []
             return Writable({SETTINGS_KEY: settings} if settings else {}, lost)
         return Writable({} if metadata.dpi is None else {"dpi": metadata.dpi}, lost)
     if name == "GIF":

@@ -19,9 +19,9 @@ from ctsr.images.read import read_picture
 from ctsr.images.write import Frame, write_frames, write_picture
 
 PAGE = Path(__file__).parents[3] / "docs" / "formats.md"
-INPUTS = [".png", ".jpg", ".webp", ".tif", ".avif", ".bmp", ".gif"]
+INPUTS = [".png", ".jpg", ".webp", ".tif", ".avif", ".bmp", ".gif", ".exr"]
 OUTPUTS = INPUTS
-DEPTHS: dict[str, Bits] = {".png": 16, ".tif": 32}
+DEPTHS: dict[str, Bits] = {".png": 16, ".tif": 32, ".exr": 32}
 ICC = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 GREY_ICC = ICC[:16] + b"GRAY" + ICC[20:]
 EXIF = {ExifTags.Base.Make: "ExampleCam", ExifTags.IFD.Exif: {ExifTags.Base.DateTimeOriginal: "2024:05:06 07:08:09"}}
@@ -110,7 +110,7 @@ def of_grey(folder: Path, source: str, target: str) -> str:
 
 def of_frames(folder: Path, source: str, target: str) -> str:
     """Whether two frames with their durations, or two pages, survive; "refused" where that is the answer."""
-    kind = {".tif": "pages", ".jpg": "", ".bmp": ""}.get(source, "animation")
+    kind = {".tif": "pages", ".jpg": "", ".bmp": "", ".exr": ""}.get(source, "animation")
     if not kind:
         return "–"
     frames = [Frame(picture := (gradient() * scale), Picture(picture), duration=40) for scale in (1.0, 0.5)]
@@ -145,15 +145,15 @@ def rows(sources: list[str] = INPUTS, targets: list[str] = OUTPUTS) -> Iterator[
     logger.removeHandler(heard)
 
 
-def table() -> str:
-    """The page."""
+def table(suffixes: list[str] = INPUTS) -> str:
+    """The page, of some formats."""
     lines = [
         *INTRODUCTION.splitlines(),
         "",
         "| in | out | " + " | ".join(COLUMNS) + " |",
         "|" + "---|" * (2 + len(COLUMNS)),
     ]
-    for row in rows():
+    for row in rows(suffixes, suffixes):
         cells = " | ".join(row.cells[column] for column in COLUMNS)
         lines.append(f"| {row.source[1:]} | {row.target[1:]} | {cells} |")
     return "\n".join(lines) + "\n"

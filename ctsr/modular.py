@@ -20,7 +20,7 @@ except ImportError as error:
 
 from .checkpoints import own
 from .images.color_fix import check_color_fix
-from .images.inputs import as_tensors
+from .images.inputs import as_tensors, profiles_of
 from .images.tensors import as_output, as_pil, map_to_latents
 from .pipeline import CTSRPipeline
 from .runtime.noise import noise_sources
@@ -103,13 +103,17 @@ class EncodeStep(CTSRStep):
         TIMESTEP,
         *TILING,
     )
-    intermediate_outputs = (Output("encoded", list, "an `Encoded` for each picture"),)
+    intermediate_outputs = (
+        Output("encoded", list, "an `Encoded` for each picture"),
+        Output("icc_profiles", list, "of each picture its ICC profile, or None"),
+    )
 
     def run(self, pipe: CTSRPipeline, state: Any) -> None:
         """image -> encoded."""
         pictures = [batch[i : i + 1] for batch in as_tensors(state.image) for i in range(len(batch))]
         size = (state.scale, state.height, state.width)
         sizes = pipe.check_inputs(pictures, *size, state.timestep, state.tile or 0, state.tile_overlap, None, "pil")
+        state.icc_profiles = profiles_of(state.image)
         state.encoded = [
             pipe.encode(picture, *size, state.timestep, **tiling_of(state))
             for picture, size in zip(pictures, sizes, strict=True)
@@ -175,6 +179,7 @@ class DecodeStep(CTSRStep):
     inputs = (
         Input("latents", list, required=True, description="of the blend block"),
         Input("encoded", list, required=True, description="of the encode block"),
+        Input("icc_profiles", list, description="of the encode block"),
         Input("color_fix", str, description="none, wavelet or adain; the checkpoint's own by default"),
         Input("output_type", str, default="pil", description="pil, pt or np"),
         *TILING,
@@ -190,7 +195,11 @@ class DecodeStep(CTSRStep):
             for z, encoded in zip(state.latents, state.encoded, strict=True)
         ]
         kind = state.output_type or "pil"
-        state.images = as_output([as_pil(one) for one in pictures] if kind == "pil" else pictures, kind)
+        profiles = state.icc_profiles or [None] * len(pictures)
+        if kind == "pil":
+            state.images = [as_pil(one, profile) for one, profile in zip(pictures, profiles, strict=True)]
+        else:
+            state.images = as_output(pictures, kind)
 
 
 class CTSRBlocks(Sequential):

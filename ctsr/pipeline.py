@@ -33,7 +33,7 @@ from .checkpoints.formats import refusal
 from .checkpoints.inspect import look
 from .families import Dial, Endpoints, Family, Parameterization, get_family
 from .images.color_fix import ColorFix, apply_color_fix, check_color_fix
-from .images.inputs import Maps, Pictures, as_maps, as_tensors
+from .images.inputs import Maps, Pictures, as_maps, as_tensors, profiles_of
 from .images.tensors import (
     OutputType,
     as_output,
@@ -721,8 +721,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
 
         Args:
             image: a PIL picture of 8 or 16 bits a channel (turned upright by its EXIF orientation, alpha dropped with a
-                warning); an array [h, w, 3] or [B, h, w, 3] or a tensor [3, h, w] or [B, 3, h, w], uint8, uint16, or
-                float in [0, 1]; or a list of these.
+                warning, its RGB profile handed on in `info["icc_profile"]`); an array [h, w, 3] or [B, h, w, 3] or a
+                tensor [3, h, w] or [B, 3, h, w], uint8, uint16, or float in [0, 1]; or a list of these.
             t: the dial, 0 = most realistic, 1 = most faithful; one number, or one a picture; 0.5 by default. "auto"
                 chooses it for each picture from what that shows, and raises it where the result would depart from the
                 input; `choices` of the output says why.
@@ -768,13 +768,14 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         step_end = None if callback_on_step_end is None else partial(end_step, callback_on_step_end, wanted, self)
         tiling: Tiling = {"tile": tile or self.default_tile, "tile_overlap": tile_overlap, "callback": callback}
         decode, results, choices = output_type != "latent", list[Tensor | Image.Image](), list[Choice]()
-        for picture, size, dial, embeds, sources in zip(pictures, sizes, dials, prompts, noise, strict=True):
+        each = zip(pictures, sizes, dials, prompts, noise, profiles_of(image), strict=True)
+        for picture, size, dial, embeds, sources, profile in each:
             for source in sources:
                 chosen = [dial if dial is not None else self._chooser(picture, choices)]
                 (result,) = self.sweep(
                     picture, size, chosen, timestep, embeds, source, color_fix, decode, step_end, **tiling
                 )
-                results.append(as_pil(result) if output_type == "pil" else result)
+                results.append(as_pil(result, profile) if output_type == "pil" else result)
         images = as_output(results, output_type)
         self.maybe_free_model_hooks()
         return CTSRPipelineOutput(images, choices or None) if return_dict else (images,)

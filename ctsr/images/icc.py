@@ -15,6 +15,10 @@ _cms: Any = ImageCms  # half of its types are unknown to pyright
 _PROFILE_ERRORS = (OSError, TypeError, ValueError, ImportError, ImageCms.PyCMSError)
 
 
+WITHOUT_RGB = ("CMYK", "LAB")
+"""Pillow's modes of colour that become sRGB."""
+
+
 def to_srgb(image: Image.Image) -> Image.Image:
     """CMYK or LAB to sRGB; by the embedded profile, by LAB's definition, or by Pillow's plain rule for CMYK."""
     profile = image.info.get("icc_profile")
@@ -37,7 +41,7 @@ def _colour_space(profile: bytes) -> str:
         return "broken"
 
 
-def fitting_profile(profile: bytes | None, grey: bool, path: Path) -> bytes | None:
+def fitting_profile(profile: bytes | None, grey: bool, path: Path | str) -> bytes | None:
     """The embedded profile if it describes the samples as they were read, else None."""
     if not profile:
         return None

@@ -13,6 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from .icc import WITHOUT_RGB, fitting_profile, to_srgb
 from .tensors import check_map
 
 logger = logging.getLogger(__name__)
@@ -51,7 +52,18 @@ def from_pil(picture: Image.Image) -> Tensor:
         logger.warning("The picture's alpha is dropped: enlarge it apart, or use `ctsr upscale`, which keeps it.")
     if upright.mode.startswith(DEEP_MODES):
         return check_picture(deep_grey(upright).expand(1, 3, -1, -1))
-    return torch.as_tensor(np.array(upright.convert("RGB"))).permute(2, 0, 1)[None].float() / 255
+    rgb = to_srgb(upright) if upright.mode in WITHOUT_RGB else upright.convert("RGB")
+    return torch.as_tensor(np.array(rgb)).permute(2, 0, 1)[None].float() / 255
+
+
+def profiles_of(image: Pictures) -> list[bytes | None]:
+    """The ICC profile of each picture that `as_tensors` makes: that of an RGB picture of PIL, of all others None."""
+    if isinstance(image, Image.Image):
+        rgb = not image.mode.startswith(DEEP_MODES) and image.mode not in WITHOUT_RGB
+        return [fitting_profile(image.info.get("icc_profile"), False, "A picture") if rgb else None]
+    if isinstance(image, (list, tuple)):
+        return [profile for item in image for profile in profiles_of(item)]
+    return [None] * (len(image) if image.ndim == 4 else 1)
 
 
 def deep_grey(picture: Image.Image) -> Tensor:

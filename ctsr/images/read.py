@@ -21,7 +21,7 @@ from ..errors import ImageReadError
 from .deep import read_deep, read_tiff, tiff_pages, with_key
 from .exr import read_exr
 from .hidden_colours import spread_visible
-from .icc import fitting_profile, to_srgb
+from .icc import WITHOUT_RGB, fitting_profile, to_srgb
 from .lossless import is_lossless_webp
 from .metadata import Metadata, read_metadata
 from .optional_formats import (
@@ -177,7 +177,7 @@ def decode(image: Image.Image, path: Path) -> Picture:
     if samples is None:
         samples = _read_plain(image, path)
     samples = _upright(samples, _orientation(image))
-    converted = image.mode in ("CMYK", "LAB")  # the profile is used up
+    converted = image.mode in WITHOUT_RGB  # the profile is used up
     profile = None if converted else fitting_profile(image.info.get("icc_profile"), samples.shape[2] < 3, path)
     picture = _picture(samples, profile, read_metadata(image), path)
     return replace(picture, lossless=image.format == "WEBP" and is_lossless_webp(path))
@@ -253,7 +253,7 @@ def _read_plain(image: Image.Image, path: Path) -> Samples:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         grey = _deep_grey(image, path)[..., None]
         return with_key(grey, image) if transparent else grey
-    if image.mode in ("CMYK", "LAB"):
+    if image.mode in WITHOUT_RGB:
         return np.asarray(to_srgb(image))
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
     mode += "A" if transparent else ""

@@ -88,9 +88,12 @@ def map_to_latents(t_map: Tensor, size: tuple[int, int], cells: tuple[int, int],
     return F.avg_pool2d(F.pad(full, (0, right, 0, below), mode="replicate"), factor).clamp_(0, 1)
 
 
-def as_pil(picture: Tensor) -> Image.Image:
-    """[1, 3, H, W] in [0, 1] as a picture; values are rounded, not truncated."""
-    return Image.fromarray(rearrange((picture * 255).round_().byte(), "1 c h w -> h w c").cpu().numpy())
+def as_pil(picture: Tensor, icc_profile: bytes | None = None) -> Image.Image:
+    """[1, 3, H, W] in [0, 1] as a picture, the profile in its `info`; values are rounded, not truncated."""
+    made = Image.fromarray(rearrange((picture * 255).round_().byte(), "1 c h w -> h w c").cpu().numpy())
+    if icc_profile is not None:
+        made.info["icc_profile"] = icc_profile
+    return made
 
 
 def as_output(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms
 from torch import Tensor
 
 from ctsr import CheckpointError, CTSRPipeline, PromptEmbeddings, TileMemoryError
@@ -243,6 +243,23 @@ def test_pillow_modes(tiny_mini, caplog):
     deep = np.arange(6 * 9, dtype=np.uint16).reshape(6, 9) * 1200
     expected = run(tiny_mini, torch.from_numpy(deep / 65535).expand(1, 3, 6, 9))
     assert torch.allclose(run(tiny_mini, Image.fromarray(deep)), expected, atol=1e-6)
+
+
+def test_a_profile_of_colours_is_handed_on_and_one_of_inks_used(tiny_mini, caplog):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    plain, inks = Image.new("RGB", (9, 6), (200, 30, 90)), Image.new("CMYK", (9, 6), (0, 255, 255, 0))
+    plain.info["icc_profile"] = inks.info["icc_profile"] = profile
+    results = tiny_mini([plain, inks, Image.new("RGB", (9, 6))]).images
+    assert [result.info.get("icc_profile") for result in results] == [profile, None, None]
+    grey = plain.convert("L")
+    grey.info["icc_profile"] = profile[:16] + b"GRAY" + profile[20:]
+    assert "icc_profile" not in tiny_mini(grey).images[0].info
+    assert "does not fit" in caplog.text
+    lab = Image.merge("LAB", [Image.new("L", (9, 6), value) for value in (138, 81, 70)])
+    from_lab = ImageCms.profileToProfile(
+        lab, ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), outputMode="RGB"
+    )
+    assert torch.equal(run(tiny_mini, lab), run(tiny_mini, from_lab))
 
 
 def test_pictures_of_several_sizes(tiny_mini):

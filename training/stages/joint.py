@@ -82,7 +82,7 @@ MINI = Recipe(
 )
 MINI2 = Recipe(
     data=mini2_data(softness=2.0),
-    run=Run(out=tyro.MISSING, steps=3600, batch=4, ema=0.998, max_norm=0.5),
+    run=Run(out=tyro.MISSING, steps=3000, batch=4, ema=0.998, max_norm=0.5),
     start=tyro.MISSING,
     peak_rate=3e-4,
     realistic=osediff.MINI2.reconstruction,

@@ -65,7 +65,7 @@ MINI = Recipe(
 MINI2 = Recipe(
     # A realism term has nothing to add to a very soft ground truth: most of what it sees is crisp.
     data=mini2_data(softness=1.5),
-    run=Run(out=tyro.MISSING, steps=4000, batch=4, ema=0.998, max_norm=0.5),
+    run=Run(out=tyro.MISSING, steps=2400, batch=4, ema=0.998, max_norm=0.5),
     start=tyro.MISSING,
     peak_rate=4e-4,
     # By a pixel the perceptual loss has some 30 times the gradient of L1 at one weight (LOG.md).

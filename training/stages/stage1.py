@@ -112,7 +112,7 @@ MINI = Recipe(
 MINI2 = Recipe(
     data=mini2_data(softness=1.5),
     # As `training.stages.osediff`, of which this goes on.
-    run=Run(out=tyro.MISSING, steps=500, batch=4, ema=0.99, max_norm=0.5),
+    run=Run(out=tyro.MISSING, steps=300, batch=4, ema=0.99, max_norm=0.5),
     start=tyro.MISSING,
     peak_rate=2e-4,
     reconstruction=osediff.MINI2.reconstruction,

@@ -93,7 +93,7 @@ MINI = Recipe(
 )
 MINI2 = Recipe(
     data=mini2_data(),
-    run=Run(out=tyro.MISSING, steps=1500, ema=0.99, max_norm=0.5),
+    run=Run(out=tyro.MISSING, steps=800, ema=0.99, max_norm=0.5),
     start=tyro.MISSING,
     adapt=Adapt(unet="frozen", encoder="frozen", decoder=False, time_layers=False),
     # Its decoder is linear: the straight line of latents is the blend of the pictures, and kappa has nothing to bend.

@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from .families import FAMILIES, Endpoints, Family, blend, get_family
     from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
     from .models.autoencoder_mini import TimeAwareAutoencoderMini
+    from .models.autoencoder_mini2 import TimeAwareAutoencoderMini2
     from .models.lora_variant import LoraVariant
     from .models.prompt_embeddings import PromptEmbeddings
     from .models.unet_mini import TimeConditionedUNetMini
+    from .models.unet_mini2 import TimeConditionedUNetMini2
     from .pipeline import CTSRPipeline, CTSRPipelineOutput, Encoded
 
 __version__ = "0.1.0"
@@ -37,7 +39,9 @@ __all__ = [
     "TileMemoryError",
     "TimeAwareAutoencoderKL",
     "TimeAwareAutoencoderMini",
+    "TimeAwareAutoencoderMini2",
     "TimeConditionedUNetMini",
+    "TimeConditionedUNetMini2",
     "blend",
     "get_family",
 ]
@@ -47,9 +51,11 @@ _MODULES = {
     "families": ("FAMILIES", "Endpoints", "Family", "blend", "get_family"),
     "models.autoencoder_kl_time_aware": ("TimeAwareAutoencoderKL",),
     "models.autoencoder_mini": ("TimeAwareAutoencoderMini",),
+    "models.autoencoder_mini2": ("TimeAwareAutoencoderMini2",),
     "models.lora_variant": ("LoraVariant",),
     "models.prompt_embeddings": ("PromptEmbeddings",),
     "models.unet_mini": ("TimeConditionedUNetMini",),
+    "models.unet_mini2": ("TimeConditionedUNetMini2",),
     "pipeline": ("CTSRPipeline", "CTSRPipelineOutput", "Encoded"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

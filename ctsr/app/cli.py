@@ -391,7 +391,7 @@ def upscale_all(console: Console, jobs: Sequence[Job], found: Finished, devices:
 
     remove_leftovers(folders)
     with new_folders(folders):
-        outcomes = run_parallel(jobs, found, devices) if len(devices) > 1 else run(jobs, work, found)
+        outcomes = run_parallel(jobs, found, devices, bar.others) if len(devices) > 1 else run(jobs, work, found)
         return watch(console, bar, outcomes, len(jobs))
 
 

@@ -17,13 +17,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import CTSRError
+from .run import share_done
 
 if TYPE_CHECKING:
     from .evaluate import Scores
     from .run import Outcome
-
-STAGES = {"encode": (0.0, 0.25), "unet": (0.25, 0.35), "decode": (0.6, 0.4)}
-"""Start and share of each step in the work on one picture, for the progress bar."""
 
 
 def say(console: Console, text: str) -> None:
@@ -94,10 +92,14 @@ class Bar:
             pace = f"{(time.monotonic() - self.began) / self.done:.1f} s each" if self.done else ""
             self.progress.update(self.files, completed=self.done, total=self.left, pace=pace)
 
+    def others(self, pictures: float) -> None:
+        """Other processes are in the middle of so many pictures' work."""
+        if self.files is not None:
+            self.progress.update(self.files, completed=self.done + pictures)
+
     def __call__(self, stage: str, done: float, total: int) -> None:
         """See `pipeline.Progress`."""
-        start, share = STAGES[stage]
-        self.progress.update(self.picture, completed=round(100 * (start + share * done / total)))
+        self.progress.update(self.picture, completed=round(100 * share_done(stage, done, total)))
 
 
 def sum_up(console: Console, outcomes: Sequence[Outcome], jobs: int) -> None:

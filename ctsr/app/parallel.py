@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -22,10 +22,11 @@ import torch
 
 from .finished import Finished
 from .plan import Job
-from .run import Outcome, attempt
+from .run import Outcome, attempt, share_done
 from .upscale import upscale
 
 LIBRARY = str(__package__).split(".")[0]
+REFRESH = 0.3  # seconds between two looks at how far the processes are
 
 
 @dataclass(frozen=True)
@@ -34,48 +35,61 @@ class Worker:
 
     Attributes:
         found: its model is of the first device.
-        devices: a queue; every process takes one.
+        places: a queue of numbers and devices; every process takes one of each.
+        shares: by number, how much of its present picture a process has done.
         messages: a queue for warnings.
         stop: an event that is set when all shall end.
         threads: of torch on a CPU.
     """
 
     found: Finished
-    devices: Any
+    places: Any
+    shares: Any
     messages: Any
     stop: Any
     threads: int
 
 
-_found: Finished | None = None
-_stop: Any = None
+_own: Worker | None = None
+_number = 0
 
 
-def run_parallel(jobs: Sequence[Job], found: Finished, devices: Sequence[torch.device]) -> Iterator[Outcome]:
+def run_parallel(
+    jobs: Sequence[Job],
+    found: Finished,
+    devices: Sequence[torch.device],
+    tell: Callable[[float], None] = lambda pictures: None,
+) -> Iterator[Outcome]:
     """As `run.run` over `upscale`, by a process for each of the devices, which may be named several times.
+
+    Args:
+        jobs, found: see `run.run`.
+        devices: of the processes.
+        tell: hears several times a second how much work is done on pictures that are not finished yet, in pictures.
 
     Raises:
         CheckpointError: the model cannot be loaded.
     """
     context = multiprocessing.get_context("spawn")
-    worker = Worker(
-        found, context.Queue(), context.Queue(), context.Event(), max(1, torch.get_num_threads() // len(devices))
-    )
-    for device in devices:
-        worker.devices.put(device)
+    threads, shares = max(1, torch.get_num_threads() // len(devices)), context.Array("d", len(devices))
+    worker = Worker(found, context.Queue(), shares, context.Queue(), context.Event(), threads)
+    for place in enumerate(devices):
+        worker.places.put(place)
     listener = QueueListener(worker.messages, _Relay())
     listener.start()
     pool = ProcessPoolExecutor(len(devices), context, _begin, (worker,))
     try:
-        yield from _outcomes(pool, jobs, 2 * len(devices))
+        yield from _outcomes(pool, jobs, 2 * len(devices), lambda: tell(sum(shares)))
     finally:
         worker.stop.set()
         pool.shutdown(cancel_futures=True)
         listener.stop()
 
 
-def _outcomes(pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int) -> Iterator[Outcome]:
-    """Of all jobs, those that another run has claimed last; at most so many are handed out ahead."""
+def _outcomes(
+    pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int, look: Callable[[], None]
+) -> Iterator[Outcome]:
+    """Of all jobs, those that another run has claimed last; at most so many are handed out ahead; looks meanwhile."""
     claimed: list[Job] = []
     for wait_for_others, some in ((False, iter(jobs)), (True, iter(claimed))):
         pending: dict[Future[Outcome | None], Job] = {}
@@ -85,7 +99,9 @@ def _outcomes(pool: ProcessPoolExecutor, jobs: Sequence[Job], ahead: int) -> Ite
                     pending[pool.submit(_attempt, job, wait_for_others)] = job
             if not pending:
                 break
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            while not (done := wait(pending, REFRESH, FIRST_COMPLETED).done):
+                look()
+            for future in done:
                 job = pending.pop(future)
                 try:
                     outcome = future.result()
@@ -116,15 +132,15 @@ def _without_ctrl_c() -> Generator[None, None, None]:
 
 def _begin(worker: Worker) -> None:
     """The beginning of a process."""
-    global _found, _stop
+    global _own, _number
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one tells the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logger = logging.getLogger(LIBRARY)
     logger.addHandler(QueueHandler(worker.messages))
     logger.propagate = False
     torch.set_num_threads(worker.threads)
-    model = replace(worker.found.model, device=worker.devices.get())
-    _found, _stop = replace(worker.found, model=model), worker.stop
+    _number, device = worker.places.get()
+    _own = replace(worker, found=replace(worker.found, model=replace(worker.found.model, device=device)))
 
 
 def _end_with_parent() -> None:
@@ -137,16 +153,20 @@ def _end_with_parent() -> None:
 
 def _attempt(job: Job, wait_for_others: bool) -> Outcome | None:
     """One job, in one of the processes."""
-    found = _found
-    if found is None:
+    if (own := _own) is None:
         raise RuntimeError("This process has not begun.")
-    return attempt(job, lambda job: upscale(job, found.model, found.options, _tell_end), found, wait_for_others)
 
+    def watch(stage: str, done: float, total: int) -> None:
+        own.shares[_number] = share_done(stage, done, total)
+        if own.stop.is_set():
+            raise KeyboardInterrupt
 
-def _tell_end(stage: str, done: float, total: int) -> None:
-    """After every tile: end where all shall end. See `pipeline.Progress`."""
-    if _stop.is_set():
-        raise KeyboardInterrupt
+    try:
+        return attempt(
+            job, lambda job: upscale(job, own.found.model, own.found.options, watch), own.found, wait_for_others
+        )
+    finally:
+        own.shares[_number] = 0.0
 
 
 class _Relay(logging.Handler):

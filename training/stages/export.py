@@ -47,6 +47,7 @@ def weights(
     precision: Literal["fp32", "bf16", "fp16"] = "fp16",
     color_fix: ColorFix = "wavelet",
     extend: float = 0.0,
+    timestep: int | None = None,
 ) -> None:
     """Writes a stage's file again, smaller.
 
@@ -57,14 +58,20 @@ def weights(
         color_fix: what it shall use by default.
         extend: how far beyond the stage's own realistic end t = 0 shall lie, of the way between its ends, above -1;
             less than zero for short of it. Of the mini.
+        timestep: that it shall use by default, of the encoder and of a UNet that is told the same; 0 to 999.
 
     Raises:
-        ValueError: nothing of the dial would be left, or the model is no ctsr-mini and has none to extend.
+        ValueError: nothing of the dial would be left, the model is no ctsr-mini and has none to extend, or there is no
+            such timestep.
     """
+    if timestep is not None and not 0 <= timestep <= 999:
+        raise ValueError(f"timestep is {timestep}: give one from 0 to 999.")
     if not -1 < extend < math.inf:
         raise ValueError(f"extend is {extend}: give more than -1, of which nothing of the dial is left.")
     pipeline = open_pipeline(model)
     pipeline.register_to_config(color_fix=color_fix)
+    if timestep is not None:
+        pipeline.register_to_config(encoder_timesteps=[timestep] * len(pipeline.family.encoder_timesteps))
     if extend:
         if pipeline.family.name != "ctsr" or pipeline.family.parameterization != "residual":
             raise ValueError(f"{model} is not a ctsr-mini: leave --extend at 0.")

@@ -81,11 +81,13 @@ MINI = Recipe(
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.5)),
 )
 MINI2 = Recipe(
-    data=mini2_data(softness=2.0),
-    run=Run(out=tyro.MISSING, steps=3000, batch=4, ema=0.998, max_norm=0.5),
+    data=replace(
+        mini2_data(softness=1.0), pairs=replace(mini2_data(softness=1.0).pairs, camera_share=0.6, bicubic_share=0.1)
+    ),
+    run=Run(out=tyro.MISSING, steps=3700, batch=4, ema=0.998, max_norm=0.5),
     start=tyro.MISSING,
     peak_rate=3e-4,
-    realistic=osediff.MINI2.reconstruction,
+    realistic=replace(osediff.MINI2.reconstruction, l1=2.0),
     # Ten times those of fidelity: the realistic end has a perceptual loss, of some 30 times the gradient of L1.
     faithful=replace(fidelity.MINI2.reconstruction, l1=10.0, l2=20.0),
     path=0.0,  # its decoder is linear: every picture on the way is the blend of the ends

@@ -110,9 +110,9 @@ MINI = Recipe(
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0, moved=True), adversarial=Adversarial(weight=0.4)),
 )
 MINI2 = Recipe(
-    data=mini2_data(softness=1.5),
+    data=mini2_data(softness=1.0),
     # As `training.stages.osediff`, of which this goes on.
-    run=Run(out=tyro.MISSING, steps=300, batch=4, ema=0.99, max_norm=0.5),
+    run=Run(out=tyro.MISSING, steps=200, batch=4, ema=0.99, max_norm=0.5),
     start=tyro.MISSING,
     peak_rate=2e-4,
     reconstruction=osediff.MINI2.reconstruction,

@@ -17,9 +17,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from ctsr.app import devices
+from ctsr.app import devices, parallel
 from ctsr.app.cli import app
 from ctsr.app.devices import parse_devices
+from ctsr.app.finished import Finished
+from ctsr.app.lazy_pipeline import LazyPipeline
+from ctsr.app.options import Options
+from ctsr.app.plan import Job
+from ctsr.app.sizes import Size
 
 ROOT = Path(__file__).parents[3]
 Run = Callable[..., Result]
@@ -67,6 +72,20 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, run: Run) -> None:
     assert results[0] == results[1]
     again = run(*arguments, "-o", tmp_path / "two", "--jobs", 2)
     assert "0 done, 5 skipped, 1 failed" in again.stderr
+
+
+def test_processes_tell_how_far_they_are(tmp_path: Path, tiny_mini_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the middle of pictures too, tile by tile, and never more than is being done."""
+    monkeypatch.setattr(parallel, "REFRESH", 0.002)
+    noise(tmp_path / "in", 2)
+    jobs = [Job(path, tmp_path / f"{path.stem}.webp") for path in sorted((tmp_path / "in").iterdir())]
+    cpu, told = torch.device("cpu"), list[float]()
+    model = LazyPipeline(str(tiny_mini_file), "fp32", cpu)
+    found = Finished(model, Options(size=Size(scale=40.0), tile=128))
+    outcomes = list(parallel.run_parallel(jobs, found, [cpu, cpu], told.append))
+    assert [outcome.state for outcome in outcomes] == ["done", "done"]
+    assert len({pictures for pictures in told if 0 < pictures < 2}) > 5
+    assert all(0 <= pictures <= 2 for pictures in told)
 
 
 def test_a_model_that_cannot_be_loaded_ends_them_all(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ctsr import TimeConditionedUNetMini
+from ctsr.convert.convert import about_of
 from ctsr.images.color_fix import ColorFix
 from training.data.datasets import check_held_back, mini_data
 from training.data.pairs import Pairs, held_back_pairs
@@ -48,6 +49,7 @@ def weights(
     color_fix: ColorFix = "wavelet",
     extend: float = 0.0,
     timestep: int | None = None,
+    stages: tuple[str, ...] = (),
 ) -> None:
     """Writes a stage's file again, smaller.
 
@@ -58,6 +60,7 @@ def weights(
         color_fix: what it shall use by default.
         extend: how far beyond the stage's own realistic end t = 0 shall lie, of the way between its ends, above -1;
             less than zero for short of it. Of the mini.
+        stages: that made it, in order; `ctsr info` shows them.
         timestep: that it shall use by default, of the encoder and of a UNet that is told the same; 0 to 999.
 
     Raises:
@@ -72,6 +75,8 @@ def weights(
     pipeline.register_to_config(color_fix=color_fix)
     if timestep is not None:
         pipeline.register_to_config(encoder_timesteps=[timestep] * len(pipeline.family.encoder_timesteps))
+    if stages:
+        pipeline.register_to_config(about={**about_of(pipeline), "stages": ", ".join(stages)})
     if extend:
         if pipeline.family.name != "ctsr" or pipeline.family.parameterization != "residual":
             raise ValueError(f"{model} is not a ctsr-mini: leave --extend at 0.")

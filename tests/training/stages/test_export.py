@@ -35,9 +35,11 @@ def test_a_release_is_half_the_size_and_has_its_colour_fix(tiny_mini_file: Path,
     assert (tmp_path / "small.safetensors").stat().st_size < 0.6 * tiny_mini_file.stat().st_size
 
 
-def test_a_release_has_its_own_timestep(tiny_mini_file: Path, tmp_path: Path) -> None:
-    weights(tiny_mini_file, tmp_path / "out.safetensors", timestep=250)
-    assert CTSRPipeline.from_single_file(tmp_path / "out.safetensors").family.encoder_timesteps == (250,)
+def test_a_release_has_its_own_timestep_and_names_its_stages(tiny_mini_file: Path, tmp_path: Path) -> None:
+    weights(tiny_mini_file, tmp_path / "out.safetensors", timestep=250, stages=("fidelity", "joint"))
+    released = CTSRPipeline.from_single_file(tmp_path / "out.safetensors")
+    assert released.family.encoder_timesteps == (250,)
+    assert released.config["about"] == {"stages": "fidelity, joint"}
     with pytest.raises(ValueError, match="from 0 to 999"):
         weights(tiny_mini_file, tmp_path / "other.safetensors", timestep=1000)
     assert not (tmp_path / "other.safetensors").exists()

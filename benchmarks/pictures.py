@@ -13,6 +13,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from ctsr import CTSRPipeline
+from ctsr.assess.maps import heat
+from ctsr.assess.report import report
 from ctsr.images.inputs import from_pil
 from ctsr.images.strip import dial_name, panel
 from ctsr.images.tensors import as_pil, resize
@@ -75,6 +77,13 @@ def masked(pipe: CTSRPipeline, hippo: Tensor) -> Image.Image:
     return both
 
 
+def reported(pipe: CTSRPipeline, picture: Tensor) -> Tensor:
+    """The result at the automatic t, and on its right half the map of what was added."""
+    result = pipe(picture, t="auto", output_type="pt").images
+    faithful = pipe(picture, t=1.0, output_type="pt").images
+    return split(result, heat(report(picture, result, faithful).added_map))
+
+
 def main() -> None:
     """Writes them."""
     pipe = CTSRPipeline.mini()
@@ -91,6 +100,8 @@ def main() -> None:
     save("Upscale in one node.jpg", results["mural"][1], WIDTH)
     save("Large picture in tiles.jpg", results["mural"][1], WIDTH)
     save("Upscale a video.jpg", split(resize(colosseum, 768, 1024), results["colosseum"][1]), WIDTH)
+    save("Drag t on the picture.jpg", split(results["mural"][2], results["mural"][0]), WIDTH)
+    save("Choose t automatically and report.jpg", reported(pipe, colosseum), WIDTH)
     save("Keep a face faithful with a mask.jpg", masked(pipe, hippo), WIDTH)
 
 

@@ -80,6 +80,8 @@ def test_there_are_examples_blueprints_and_released_workflows():
         "Compare several t",
         "Large picture in tiles",
         "Upscale a video",
+        "Drag t on the picture",
+        "Choose t automatically and report",
     }
     assert [path.stem for path in BLUEPRINTS] == ["Upscale ×4 (CTSR)"]
     for path in RELEASES:

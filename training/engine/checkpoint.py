@@ -4,11 +4,12 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 from diffusers.training_utils import EMAModel
+from fsspec.core import url_to_fs  # pyright: ignore[reportUnknownVariableType, reportMissingTypeStubs]
 from torch import Tensor, nn
 
 from training.engine.processes import from_first
@@ -22,6 +23,39 @@ def trained_state(module: nn.Module) -> dict[str, Tensor]:
     named = module.named_parameters(remove_duplicate=False)  # a frozen module may be reached by two names
     frozen = {name for name, parameter in named if not parameter.requires_grad}
     return {name: tensor for name, tensor in module.state_dict().items() if name not in frozen}
+
+
+def back_up(checkpoint: Path, folder: str) -> None:
+    """Copies the checkpoint into a folder of any file system that fsspec knows, as a whole; warns where it cannot."""
+    try:
+        files, place = file_system(folder)
+        files.makedirs(place, exist_ok=True)
+        target = f"{place}/{checkpoint.name}"
+        files.put(str(checkpoint), f"{target}.partial")
+        files.mv(f"{target}.partial", target)
+    except Exception as error:  # whatever a store's own library raises: training shall not end for it
+        logger.warning("the checkpoint was not copied to %s (%s); the next one is tried again", folder, error)
+
+
+def fetch_backup(checkpoint: Path, folder: str) -> None:
+    """Fetches the copy that `back_up` made, where there is one and the machine has no checkpoint of its own.
+
+    Raises what the store's library raises: a run that cannot see its backup must not begin anew above it.
+    """
+    files, place = file_system(folder)
+    if checkpoint.exists() or not files.exists(f"{place}/{checkpoint.name}"):
+        return
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    partial = checkpoint.with_suffix(".partial")
+    files.get(f"{place}/{checkpoint.name}", str(partial))
+    os.replace(partial, checkpoint)
+    logger.info("fetched the checkpoint from %s", folder)
+
+
+def file_system(folder: str) -> tuple[Any, str]:
+    """fsspec's file system of an address or a path, and the path in it, without a slash at its end."""
+    files, place = cast("tuple[Any, str]", url_to_fs(folder))
+    return files, place.rstrip("/")
 
 
 class State:

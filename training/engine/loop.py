@@ -21,7 +21,7 @@ from accelerate.utils import tqdm
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from training.engine.checkpoint import State, trained_state
+from training.engine.checkpoint import State, back_up, fetch_backup, trained_state
 from training.engine.processes import agree, checksum
 from training.engine.run import Run
 from training.engine.sigterm import stop_on_sigterm
@@ -121,6 +121,8 @@ class Loop:
     def run_steps(self, stopped: Callable[[], bool]) -> bool:
         """Takes the steps that are left, until `stopped`; returns whether all are done."""
         run, checkpoint = self.run, self.run.out / "checkpoint.pt"
+        if run.backup is not None and self.accelerator.is_main_process:
+            fetch_backup(checkpoint, run.backup)
         start = self.state.load(checkpoint)
         trained = (pair for turn in self.turns for pair in trained_state(turn.module).items())
         agree({"the step": str(start), "the weights": checksum(trained)})
@@ -136,6 +138,8 @@ class Loop:
             late = time.monotonic() - saved > 60 * run.save_minutes
             if (late or leave or step + 1 == run.steps) and self.accelerator.is_main_process:
                 self.state.save(checkpoint, step + 1)
+                if run.backup is not None:
+                    back_up(checkpoint, run.backup)
                 saved = time.monotonic()
             if leave and step + 1 < run.steps:
                 return False

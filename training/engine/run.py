@@ -25,6 +25,7 @@ class Run:
     max_norm: float = 1.0
     workers: int = 1
     save_minutes: float = 5.0
+    backup: str | None = None  # folder for a copy of the checkpoint, also an address such as s3://bucket/run (fsspec)
     grace_seconds: float = 120.0  # after SIGTERM, for the step in progress and the checkpoint; then the process ends
     validate_every: int = 500
     log_every: int = 50

@@ -308,3 +308,29 @@ def test_a_missing_checkpoint_starts_at_zero(tmp_path: Path) -> None:
         [Turn("first", module, 1e-2)], [torch.optim.AdamW(module.parameters())], EMAModel([module.layer.bias])
     )
     assert state.load(tmp_path / "checkpoint.pt") == 0
+
+
+@pytest.mark.parametrize("place", ["{folder}/store/run", "memory://bucket/{folder}/run/"])
+def test_another_machine_goes_on_from_the_backup(tmp_path: Path, place: str) -> None:
+    """To the bit; and a machine with a checkpoint of its own is not moved by an older copy."""
+    backup = place.format(folder=tmp_path)
+    run = Run(tmp_path / "whole", steps=6, batch=2, workers=0, warm_up=2, validate_every=100, log_every=1)
+    whole = train(run)
+    first = train(replace(run, out=tmp_path / "first", backup=backup), stop_at=2)
+    assert not first.finished
+    second = train(replace(run, out=tmp_path / "second", backup=backup))
+    assert second.finished
+    assert second.first.losses == whole.first.losses[3:]
+    assert all(torch.equal(a, b) for a, b in zip(second.weights, whole.weights, strict=True))
+    assert not list(tmp_path.rglob("*.partial"))
+    alone = train(replace(run, out=tmp_path / "second", backup=backup))
+    assert alone.first.losses == []
+
+
+def test_a_backup_that_cannot_be_written_is_told_and_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    run = Run(tmp_path / "run", steps=2, batch=2, workers=0, validate_every=100, log_every=1)
+    assert train(replace(run, backup=str(tmp_path / "file" / "run"))).finished
+    assert "was not copied" in caplog.text

@@ -21,18 +21,43 @@ from ctsr.images.tensors import as_pil, resize
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WIDTH = 768  # px of a workflow's picture
-HEAD = [(0, 25), (98, 40), (150, 95), (160, 165), (185, 190), (60, 190), (42, 140), (0, 120)]
+HEAD = [
+    (0, 19),
+    (30, 5),
+    (58, 4),
+    (90, 11),
+    (115, 25),
+    (140, 38),
+    (158, 58),
+    (167, 66),
+    (177, 100),
+    (175, 140),
+    (186, 134),
+    (193, 155),
+    (192, 185),
+    (140, 191),
+    (95, 188),
+    (66, 160),
+    (20, 140),
+    (12, 105),
+    (2, 60),
+]
 """Outline of the hippopotamus in its picture of 256x192, as it was painted."""
 
 
 def sample(name: str) -> Tensor:
-    """[1, 3, 192, 256] in [0, 1]."""
+    """[1, 3, h, w] in [0, 1]."""
     return from_pil(Image.open(EXAMPLES / "images" / name))
 
 
 def restore(pipe: CTSRPipeline, picture: Tensor, dials: list[float]) -> list[Tensor]:
     """The picture at several t, four times as large."""
     return list(pipe.sweep(picture, (4 * picture.shape[2], 4 * picture.shape[3]), dials))
+
+
+def enlarged(picture: Tensor) -> Tensor:
+    """The picture four times as large, bicubic."""
+    return resize(picture, 4 * picture.shape[2], 4 * picture.shape[3]).clamp(0, 1)
 
 
 def panels(pictures: dict[str, Tensor], side: int) -> Tensor:
@@ -70,10 +95,9 @@ def masked(pipe: CTSRPipeline, hippo: Tensor) -> Image.Image:
     painted.paste(
         Image.blend(painted, Image.new("RGB", painted.size, (220, 20, 40)), 0.6), mask=mask.resize(painted.size)
     )
-    both = Image.new("RGB", (result.width, result.height), "white")
-    half = result.width // 2
-    both.paste(painted.crop((0, 0, half - 2, result.height)), (0, 0))
-    both.paste(result.crop((0, 0, half - 2, result.height)), (half + 2, 0))
+    both, middle = Image.new("RGB", result.size, "white"), result.width // 4
+    for left, half in ((0, painted), (result.width // 2 + 2, result)):
+        both.paste(half.crop((middle, 0, 3 * middle - 2, result.height)), (left, 0))
     return both
 
 
@@ -91,15 +115,15 @@ def main() -> None:
     dials = [0.0, 0.5, 1.0]
     results = {name: restore(pipe, picture, dials) for name, picture in (("colosseum", colosseum), ("mural", mural))}
     rows = [
-        panels({"bicubic": resize(picture, 768, 1024), **named(dials, results[name])}, 512)
-        for name, picture in (("colosseum", colosseum), ("mural", mural))
+        panels({"bicubic": enlarged(picture), **named(dials, restore(pipe, picture, dials))}, 512)
+        for picture in (sample("kudu.jpg"), sample("grapes.jpg"))
     ]
     save("images/dial.jpg", torch.cat(rows, dim=2))
     save("Compare several t.jpg", panels(named(dials, results["colosseum"]), 512), WIDTH)
     save("Upscale step by step.jpg", results["colosseum"][1], WIDTH)
     save("Upscale in one node.jpg", results["mural"][1], WIDTH)
     save("Large picture in tiles.jpg", results["mural"][1], WIDTH)
-    save("Upscale a video.jpg", split(resize(colosseum, 768, 1024), results["colosseum"][1]), WIDTH)
+    save("Upscale a video.jpg", split(enlarged(colosseum), results["colosseum"][1]), WIDTH)
     save("Drag t on the picture.jpg", split(results["mural"][2], results["mural"][0]), WIDTH)
     save("Choose t automatically and report.jpg", reported(pipe, colosseum), WIDTH)
     save("Keep a face faithful with a mask.jpg", masked(pipe, hippo), WIDTH)

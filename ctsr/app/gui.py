@@ -14,6 +14,8 @@ import os
 import signal
 import tempfile
 import threading
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -177,47 +179,54 @@ def stage(restored: Restored, exact: Tensor | None) -> str:
     )
 
 
+class Answers:
+    """What the page's events do; expected errors become its message."""
+
+    def __init__(self, studio: Studio, gr: Any):
+        self.studio, self.gr = studio, gr
+
+    @contextmanager
+    def told(self) -> Generator[None, None, None]:
+        """Expected errors inside are the page's message."""
+        try:
+            yield
+        except EXPECTED as error:
+            raise self.gr.Error(message(error), print_exception=False) from None
+
+    def upscale(self, file: str | None, scale: float) -> tuple[Any, ...]:
+        """Both ends, automatic t and its picture."""
+        with self.told():
+            if file is None:
+                raise ValueError("Drop a picture first.")
+            restored = self.studio.restore(file, scale)
+            t, reasons = self.studio.choose(restored)
+            result = self.studio.result(restored, t, "")
+            return restored, t, reasons, stage(restored, result), self.studio.save(restored, result, t), ""
+
+    def turn(self, restored: Restored | None, t: float, painted: str) -> tuple[Any, ...]:
+        """The exact picture at another t."""
+        with self.told():
+            result = self.studio.result(present(restored), t, painted)
+            return address(result), self.studio.save(present(restored), result, t)
+
+    def assess(self, restored: Restored | None, t: float, painted: str) -> str:
+        """The report of the picture at t."""
+        with self.told():
+            return self.studio.report(present(restored), self.studio.result(present(restored), t, painted))
+
+
+def present(restored: Restored | None) -> Restored:
+    """The picture; raises ValueError before there is one."""
+    if restored is None:
+        raise ValueError("Drop a picture first.")
+    return restored
+
+
 def build(studio: Studio) -> Any:
     """The page. Needs gradio."""
     gr = open_gradio()
-    page = gr.Blocks(title="CTSR", analytics_enabled=False, delete_cache=(600, KEPT))
+    page, answers = gr.Blocks(title="CTSR", analytics_enabled=False, delete_cache=(600, KEPT)), Answers(studio, gr)
     shared = {"concurrency_limit": 1, "concurrency_id": "model"}
-
-    def told(work: Any) -> Any:
-        """What `work` gives; expected errors become the page's message."""
-        try:
-            return work()
-        except EXPECTED as error:
-            raise gr.Error(message(error), print_exception=False) from None
-
-    def upscale(file: str | None, scale: float) -> tuple[Any, ...]:
-        def work() -> tuple[Any, ...]:
-            if file is None:
-                raise ValueError("Drop a picture first.")
-            restored = studio.restore(file, scale)
-            t, reasons = studio.choose(restored)
-            result = studio.result(restored, t, "")
-            return restored, t, reasons, stage(restored, result), studio.save(restored, result, t), ""
-
-        return told(work)
-
-    def turn(restored: Restored | None, t: float, painted: str) -> tuple[Any, ...]:
-        def work() -> tuple[Any, ...]:
-            if restored is None:
-                raise ValueError("Drop a picture first.")
-            result = studio.result(restored, t, painted)
-            return address(result), studio.save(restored, result, t)
-
-        return told(work)
-
-    def assess(restored: Restored | None, t: float, painted: str) -> str:
-        def work() -> str:
-            if restored is None:
-                raise ValueError("Drop a picture first.")
-            return studio.report(restored, studio.result(restored, t, painted))
-
-        return told(work)
-
     with page:
         state, painted, exact = gr.State(None, time_to_live=KEPT), gr.Textbox(visible=False), gr.Textbox(visible=False)
         with gr.Row():
@@ -234,14 +243,16 @@ def build(studio: Studio) -> Any:
             with gr.Column(scale=3):
                 view = gr.HTML(elem_id="ctsr-view")
                 again = gr.Button("decode", elem_id="ctsr-again")  # hidden: pressed by the brush
-        shown = start.click(upscale, [file, scale], [state, t, reasons, view, save, findings], **shared)
+        shown = start.click(answers.upscale, [file, scale], [state, t, reasons, view, save, findings], **shared)
         shown.then(None, t, None, js="t => { ctsr.clear(false); ctsr.dial(t); ctsr.exact(); }")
         t.input(None, t, None, js="t => ctsr.dial(t)")
         for moved in (t.release, again.click):
-            turned = moved(turn, [state, t, painted], [exact, save], js="(s, t, p) => [s, t, ctsr.mask()]", **shared)
+            turned = moved(
+                answers.turn, [state, t, painted], [exact, save], js="(s, t, p) => [s, t, ctsr.mask()]", **shared
+            )
             turned.then(None, exact, None, js="x => ctsr.exact(x)")
         clear.click(None, None, None, js="() => ctsr.clear(true)")
-        ask.click(assess, [state, t, painted], findings, js="(s, t, p) => [s, t, ctsr.mask()]", **shared)
+        ask.click(answers.assess, [state, t, painted], findings, js="(s, t, p) => [s, t, ctsr.mask()]", **shared)
     return page
 
 

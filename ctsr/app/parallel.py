@@ -79,7 +79,7 @@ def run_parallel(
     listener.start()
     pool = ProcessPoolExecutor(len(devices), context, _begin, (worker,))
     try:
-        yield from _outcomes(pool, jobs, 2 * len(devices), lambda: tell(sum(shares)))
+        yield from _outcomes(pool, jobs, 2 * len(devices), lambda: tell(float(sum(shares[:]))))
     finally:
         worker.stop.set()
         pool.shutdown(cancel_futures=True)

@@ -63,7 +63,8 @@ def profiles_of(image: Pictures) -> list[bytes | None]:
         return [fitting_profile(image.info.get("icc_profile"), False, "A picture") if rgb else None]
     if isinstance(image, (list, tuple)):
         return [profile for item in image for profile in profiles_of(item)]
-    return [None] * (len(image) if image.ndim == 4 else 1)
+    batch = isinstance(image, (np.ndarray, Tensor)) and image.ndim == 4
+    return [None] * (len(image) if batch else 1)
 
 
 def deep_grey(picture: Image.Image) -> Tensor:

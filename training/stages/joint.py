@@ -22,10 +22,11 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.families import blend
-from training.data.datasets import Data, mini2_data, mini_data, open_source
+from training.data.datasets import Data, mini2_data, mini_data, open_source, restored_source
+from training.data.photos import Photos
 from training.engine.draws import Draws
 from training.engine.run import Run
-from training.engine.sources import Sample
+from training.engine.sources import Sample, Source
 from training.engine.turn import Turn
 from training.losses.adversarial import Adversarial
 from training.losses.dial_path import path_loss
@@ -40,6 +41,8 @@ from training.stages import fidelity, osediff
 from training.stages.stage import Stage, finish_and_save, main, validate
 from training.stages.stage2 import with_dial_groups
 
+TAUGHT = Reconstruction(l1=1.0, l2=2.0, perceptual=0.0, features="none")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -52,6 +55,9 @@ class Recipe:
         path: weight of the pictures on the way against the blend of the end pictures. They differ by
             some 2e-5, squared, beside some .1 of the ends' distances: a weight of 4 does not disturb those.
         realism: terms on the realistic end.
+        lr, hr: folders of low-resolution pictures and their ground truth, instead of photographs.
+        realistic_pictures, faithful_pictures: what two other restorers made of those of `lr`: teachers of both ends.
+        taught: distances of the ends to these.
     """
 
     data: Data
@@ -65,6 +71,11 @@ class Recipe:
     faithful: Reconstruction = field(default_factory=Reconstruction)
     path: float = 4.0
     realism: Realism = field(default_factory=Realism)
+    lr: Path | None = None
+    hr: Path | None = None
+    realistic_pictures: Path | None = None
+    faithful_pictures: Path | None = None
+    taught: Reconstruction = TAUGHT
 
 
 MINI = Recipe(
@@ -107,6 +118,7 @@ class Dial(nn.Module):
         self.model, self.recipe, self.terms = model, recipe, terms
         self.realistic_features = perceptual_loss(recipe.realistic.features, model, recipe.realistic.weights)
         self.faithful_features = perceptual_loss(recipe.faithful.features, model, recipe.faithful.weights)
+        self.no_features = perceptual_loss("none", model)
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss`, its terms, and for the turns after it `fake` and `real` [B, 3, H, W] and `latents` [B, C, h, w]."""
@@ -115,14 +127,30 @@ class Dial(nn.Module):
         latents = torch.cat([ends.z0, blend(ends, 1.0), blend(ends, t)])
         x0, x1, x = self.model.decode(latents).chunk(3)
         real = self.model.ground_truth(batch)
-        realistic = reconstruction_losses(x0, real, self.recipe.realistic, self.realistic_features)
-        faithful = reconstruction_losses(x1, batch["soft"], self.recipe.faithful, self.faithful_features)
-        terms = {f"realistic_{name}": term for name, term in realistic.items()}
-        terms |= {f"faithful_{name}": term for name, term in faithful.items()}
+        aim = batch["sharp" if "realistic" in batch else "soft"]
+        distances = {
+            "realistic": reconstruction_losses(x0, real, self.recipe.realistic, self.realistic_features),
+            "faithful": reconstruction_losses(x1, aim, self.recipe.faithful, self.faithful_features),
+        }
+        if "realistic" in batch:
+            for name, x, picture in (("realistic", x0, batch["realistic"]), ("faithful", x1, batch["soft"])):
+                distances[f"taught_{name}"] = reconstruction_losses(x, picture, self.recipe.taught, self.no_features)
+        terms = {f"{end}_{name}": term for end, row in distances.items() for name, term in row.items()}
         if self.recipe.path:
             terms["path"] = self.recipe.path * path_loss(x, x0, x1, t)
         judged = self.terms.judged(ends.z0, x0, batch)
         return {**total(terms | self.terms.losses(judged, x0, batch)), "fake": x0, "real": real, "latents": judged}
+
+
+def open_pictures(recipe: Recipe, photos: Photos) -> Source:
+    """Degraded photographs, or the pictures of `lr` with what two restorers made of them."""
+    folders = (recipe.lr, recipe.hr, recipe.realistic_pictures, recipe.faithful_pictures)
+    if folders == (None, None, None, None):
+        return open_source(recipe.data, photos)
+    lr, hr, realistic, faithful = folders
+    if lr is None or hr is None or realistic is None or faithful is None:
+        raise ValueError("Give --lr, --hr, --realistic-pictures and --faithful-pictures together, or none of them.")
+    return restored_source(recipe.data, lr, faithful, hr, realistic)
 
 
 def build(recipe: Recipe) -> Stage:
@@ -135,7 +163,7 @@ def build(recipe: Recipe) -> Stage:
     terms = open_realism(recipe)
     return Stage(
         turns=[Turn("dial", Dial(model, recipe, terms), recipe.peak_rate, groups), *terms.turns],
-        source=partial(open_source, recipe.data),
+        source=partial(open_pictures, recipe),
         validate=partial(validate, model),
         write=lambda _: finish_and_save(pipeline, model, recipe.adapt, recipe.run.out),
     )

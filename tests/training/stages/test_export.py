@@ -10,9 +10,10 @@ from PIL import Image
 
 from ctsr import CTSRPipeline
 from ctsr.families import blend
+from training.data.pairs import paired_photos
 from training.data.photos import is_held_back
 from training.model.one_step import OneStep
-from training.stages.export import extend_, pairs, weights
+from training.stages.export import extend_, pairs, taught, weights
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0, -0.2])
@@ -84,3 +85,15 @@ def test_held_back_pairs_are_as_soft_as_asked(photos: Path, tmp_path: Path) -> N
     pairs(photos, tmp_path / "sharp", size=128, softness=(0.0, 0.0))
     pairs(photos, tmp_path / "soft", size=128, softness=(6.0, 7.0))
     assert acutance(tmp_path / "soft") < 0.8 * acutance(tmp_path / "sharp")
+
+
+def test_a_models_pictures_of_photographs_are_pairs(photos: Path, tiny_mini_file: Path, tmp_path: Path) -> None:
+    taught(photos, tiny_mini_file, tmp_path, count=3, size=64)
+    rows = paired_photos(tmp_path / "LR", tmp_path / "t1", tmp_path / "HR", tmp_path / "t0").rows
+    assert [row.lr.shape for row in rows] == [(16, 16, 3)] * 3
+    pipe = CTSRPipeline.from_single_file(tiny_mini_file)
+    for row in rows:
+        for t, picture in ((0.0, row.realistic), (1.0, row.target)):
+            assert picture is not None
+            made = np.asarray(pipe(Image.fromarray(row.lr), t=t).images[0], np.int16)
+            assert np.abs(made - picture).max() <= 1

@@ -4,8 +4,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ctsr import CTSRPipeline
 from training.data.datasets import Data
@@ -90,6 +92,36 @@ def test_features_of_an_end_count_where_they_are_asked_for(
     terms = dial(OneStep(make_mini(3)), replace(recipe, realistic=felt, faithful=felt))(batch)
     assert terms["realistic_perceptual"] > 0
     assert terms["faithful_perceptual"] > 0
+
+
+def test_two_restorers_pictures_teach_both_ends(recipe: joint.Recipe, tmp_path: Path) -> None:
+    """Each end its own, and the file is better at both than what it started from."""
+    folders = {name: tmp_path / name for name in ("lr", "hr", "realistic", "faithful")}
+    colours = {"lr": (90, 120, 60), "hr": (90, 120, 60), "realistic": (140, 120, 60), "faithful": (90, 70, 60)}
+    for name, folder in folders.items():
+        folder.mkdir()
+        Image.new("RGB", (8, 8) if name == "lr" else (32, 32), colours[name]).save(folder / "one.png")
+    silent = replace(recipe, realistic=SILENT, faithful=SILENT, path=0.0, realism=Realism(), peak_rate=2e-3)
+    taught = replace(
+        silent,
+        lr=folders["lr"],
+        hr=folders["hr"],
+        realistic_pictures=folders["realistic"],
+        faithful_pictures=folders["faithful"],
+        run=replace(recipe.run, steps=30, warm_up=0, ema=0.5, validate_every=100),
+    )
+    train(joint.build, taught)
+
+    def distances(file: str | Path) -> list[float]:
+        pipe, picture = CTSRPipeline.from_single_file(file), Image.open(folders["lr"] / "one.png")
+        ends = [pipe(picture, t=t, color_fix="none", output_type="np").images for t in (0.0, 1.0)]
+        aims = [np.array(colours[name]) / 255 for name in ("realistic", "faithful")]
+        return [float(np.abs(end - aim).mean()) for end, aim in zip(ends, aims, strict=True)]
+
+    before, after = distances(recipe.start), distances(taught.run.out / "model.safetensors")
+    assert all(b < 0.7 * a for a, b in zip(before, after, strict=True))
+    with pytest.raises(ValueError, match="together, or none"):
+        train(joint.build, replace(taught, hr=None))
 
 
 def test_a_unet_that_does_not_learn_is_refused(recipe: joint.Recipe) -> None:

@@ -4,7 +4,7 @@ t = sigmoid(bias + sum of weight * (feature - mean) / deviation).
 """
 
 FEATURES = ("noise", "blur", "blocks", "texture")
-MEAN = (1.216, 0.525, 0.438, 0.280)
-DEVIATION = (0.789, 0.676, 0.357, 0.244)
-WEIGHT = (-0.002, 0.010, -1.109, -0.003)
-BIAS = -0.073
+MEAN = (1.179, 0.502, 0.434, 0.284)
+DEVIATION = (0.768, 0.650, 0.345, 0.238)
+WEIGHT = (-0.027, -0.114, -0.206, 0.008)
+BIAS = -0.353

@@ -8,6 +8,7 @@ python -m training.stages.export taught --photos PHOTOS --model OTHER.safetensor
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast
@@ -16,16 +17,18 @@ import numpy as np
 import torch
 import tyro
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from ctsr import TimeConditionedUNetMini
+from ctsr import CTSRPipeline, TimeAwareAutoencoderMini2, TimeConditionedUNetMini
 from ctsr.convert.convert import about_of
 from ctsr.images.color_fix import ColorFix
+from ctsr.images.inputs import from_pil
 from ctsr.images.tensors import as_pil
+from ctsr.models.autoencoder_mini2 import FACTOR, LATENT_CHANNELS
 from training.data.datasets import check_held_back, mini_data
-from training.data.degradation import degrade
+from training.data.degradation import SCALE, degrade
 from training.data.pairs import Pairs, bicubic, held_back_pairs, to_tensor
-from training.data.photos import load_photos, random_crop
+from training.data.photos import load_photos, photo_paths, random_crop
 from training.model.one_step import open_pipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,6 +49,32 @@ def extend_(unet: TimeConditionedUNetMini, share: float) -> None:
         parameter.copy_(torch.cat([o + share * delta + bend, (1 + share) * delta + bend, (1 + share) ** 2 * kappa]))
 
 
+MOST_PATTERN = 0.25  # of a scaled latent; a mean over all values would follow the strongest edges
+
+
+@torch.no_grad()
+def level_(pipeline: CTSRPipeline, pictures: Sequence[Tensor]) -> None:
+    """Takes away, in place, what lies at the same place of every 4x4 cell of every result at either end.
+
+    Of a ctsr-mini 2, whose latents are a cosine transform: the mean of a latent other than a cell's own mean is a fixed
+    pattern, and the biases of the last convolution can cancel it. Values are clamped to `MOST_PATTERN` before.
+
+    Args:
+        pipeline: of family ctsr, residual.
+        pictures: low-resolution ones, [1, 3, h, w] in [0, 1], the more and the more different the better.
+    """
+    sums = torch.zeros(2, LATENT_CHANNELS)
+    for picture in pictures:
+        size = (SCALE * picture.shape[2], SCALE * picture.shape[3])
+        ends = pipeline.endpoints(pipeline.encode(picture, *size).latents)
+        for row, t in zip(sums, (0.0, 1.0), strict=True):
+            row += pipeline.blend(ends, t).clamp(-MOST_PATTERN, MOST_PATTERN).mean((0, 2, 3))
+    realistic, faithful = sums / len(pictures)
+    realistic[:: FACTOR**2] = faithful[:: FACTOR**2] = 0  # the cells' means, which are colours
+    bias = cast(Tensor, cast(nn.Conv2d, pipeline.unet.conv_out).bias)
+    bias += torch.cat([realistic, realistic - faithful, torch.zeros_like(realistic)])  # z0 = z_L - o, z1 = z0 + delta
+
+
 def weights(
     model: Path,
     out: Path,
@@ -53,6 +82,7 @@ def weights(
     color_fix: ColorFix = "wavelet",
     extend: float = 0.0,
     timestep: int | None = None,
+    level: Path | None = None,
     stages: tuple[str, ...] = (),
 ) -> None:
     """Writes a stage's file again, smaller.
@@ -64,6 +94,8 @@ def weights(
         color_fix: what it shall use by default.
         extend: how far beyond the stage's own realistic end t = 0 shall lie, of the way between its ends, above -1;
             less than zero for short of it. Of the mini.
+        level: folder of low-resolution pictures, by which the pattern that lies on every result is measured and taken
+            away (`level_`). Of ctsr-mini 2.
         stages: that made it, in order; `ctsr info` shows them.
         timestep: that it shall use by default, of the encoder and of a UNet that is told the same; 0 to 999.
 
@@ -85,6 +117,10 @@ def weights(
         if pipeline.family.name != "ctsr" or pipeline.family.parameterization != "residual":
             raise ValueError(f"{model} is not a ctsr-mini: leave --extend at 0.")
         extend_(cast(TimeConditionedUNetMini, pipeline.unet), extend)
+    if level is not None:
+        if not isinstance(pipeline.vae, TimeAwareAutoencoderMini2):
+            raise ValueError(f"{model} is no ctsr-mini 2: leave --level out.")
+        level_(pipeline, [from_pil(Image.open(path)) for path in photo_paths(level).values()])
     pipeline.save_single_file(out, DTYPES[precision])
 
 

@@ -10,9 +10,11 @@ from PIL import Image
 
 from ctsr import CTSRPipeline
 from ctsr.families import blend
+from ctsr.images.tensors import as_pil
+from ctsr.models.autoencoder_mini2 import LATENT_CHANNELS
 from training.data.pairs import paired_photos
 from training.data.photos import is_held_back
-from training.model.one_step import OneStep
+from training.model.one_step import OneStep, new_mini
 from training.stages.export import extend_, pairs, taught, weights
 
 
@@ -51,6 +53,35 @@ def test_only_a_mini_can_be_extended(make_sd: Callable[..., CTSRPipeline], tmp_p
     with pytest.raises(ValueError, match="leave --extend at 0"):
         weights(tmp_path / "sd.safetensors", tmp_path / "out.safetensors", extend=0.2)
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_what_lies_on_every_picture_is_taken_away_and_colours_stay(tmp_path: Path) -> None:
+    pipe = new_mini("ctsr")
+    generator = torch.Generator().manual_seed(0)
+    bias = pipe.unet.conv_out.bias
+    with torch.no_grad():
+        bias.copy_(0.05 * torch.randn(bias.shape, generator=generator))
+        bias[2 * LATENT_CHANNELS :] = 0
+    lr = torch.rand(1, 3, 3, 4, generator=generator)
+    pictures = [torch.nn.functional.interpolate(lr.roll(k, 3), (24, 32), mode="bilinear") for k in range(4)]
+    before = [pipe(picture, t=t, color_fix="none", output_type="pt").images for picture in pictures for t in (0.0, 1.0)]
+    (tmp_path / "LR").mkdir()
+    for number, picture in enumerate(pictures):
+        as_pil(picture).save(tmp_path / "LR" / f"{number}.png")
+    pipe.save_single_file(tmp_path / "rough.safetensors", torch.float32)
+    weights(tmp_path / "rough.safetensors", tmp_path / "level.safetensors", "fp32", level=tmp_path / "LR")
+    pipe = CTSRPipeline.from_single_file(tmp_path / "level.safetensors")
+    after = [pipe(picture, t=t, color_fix="none", output_type="pt").images for picture in pictures for t in (0.0, 1.0)]
+
+    def pattern(results: list[torch.Tensor], end: int) -> torch.Tensor:
+        """[3, 4, 4]: the mean at each place of a cell, less the cell's own."""
+        cells = torch.stack([x.reshape(3, -1, 4, x.shape[3] // 4, 4).mean((1, 3)) for x in results[end::2]]).mean(0)
+        return cells - cells.mean((1, 2), keepdim=True)
+
+    for end in (0, 1):
+        assert pattern(after, end).abs().max() < 0.2 * pattern(before, end).abs().max()
+        colours = [torch.stack([x.mean((0, 2, 3)) for x in results[end::2]]) for results in (before, after)]
+        torch.testing.assert_close(*colours, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("extend", [-1.0, -2.0, float("nan")])

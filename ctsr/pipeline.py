@@ -47,7 +47,7 @@ from .images.tensors import (
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from .models.autoencoder_mini import TimeAwareAutoencoderMini
 from .models.autoencoder_mini2 import TimeAwareAutoencoderMini2
-from .models.forward import vae_scale_factor
+from .models.forward import latent_channels, vae_scale_factor
 from .models.lora import lora_layers
 from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
@@ -495,7 +495,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         check_tile(tile, None)
         each = [self.network("encode"), self.network("unet"), self.network("decode")]
         passes = (len(self.family.encoder_timesteps), self.family.passes, 1)
-        latents = cast(Any, self.vae).config["latent_channels"] / self.vae_scale_factor**2
+        latents = latent_channels(self.vae) / self.vae_scale_factor**2
         return make_plan(
             list(zip(each, passes, strict=True)),
             sizes,

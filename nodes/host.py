@@ -95,6 +95,8 @@ class CTSRVAE(comfy.sd.VAE):
     """The checkpoint's autoencoder as the host's VAE, and the way back to the model for TiledVAEDecode."""
 
     def __init__(self, model: HostModel, autoencoder: CTSRAutoencoder, patcher: WholePatcher, dtype: torch.dtype):
+        from ..ctsr.models.forward import latent_channels
+
         with silenced("No VAE weights detected"):
             super().__init__(sd={})
         self.model = model
@@ -103,7 +105,7 @@ class CTSRVAE(comfy.sd.VAE):
         self.device = patcher.load_device
         self.output_device = mm.intermediate_device()
         self.vae_dtype = dtype
-        self.latent_channels: int = model.pipeline.vae.config["latent_channels"]
+        self.latent_channels: int = latent_channels(model.pipeline.vae)
         self.disable_offload = True
         self.downscale_ratio = self.upscale_ratio = model.pipeline.vae_scale_factor
         encoder, decoder = model.pipeline.network("encode"), model.pipeline.network("decode")

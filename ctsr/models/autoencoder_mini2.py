@@ -115,6 +115,7 @@ class TimeAwareAutoencoderMini2(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
     vae_scale_factor = FACTOR
+    latent_channels = LATENT_CHANNELS
 
     @register_to_config
     def __init__(self, width: int = 64, time_embed_dim: int = 64, scaling_factor: float = 2.0):

@@ -23,6 +23,12 @@ def vae_scale_factor(vae: nn.Module) -> int:
     return _DEFAULT_FACTOR if widths is None else 2 ** (len(widths) - 1)
 
 
+def latent_channels(vae: nn.Module) -> int:
+    """Channels of a latent: what the autoencoder says itself, else its configuration as in diffusers."""
+    own = getattr(type(vae), "latent_channels", None)
+    return int(own) if own is not None else int(cast(Any, vae).config["latent_channels"])
+
+
 def encode(vae: nn.Module, x: Tensor, timestep: Timestep | None) -> Tensor:
     """Unscaled latents of a picture, the posterior's mode where there is one.
 

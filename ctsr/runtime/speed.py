@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..models.forward import latent_channels
 from ..tiling.networks import Network, Stage
 
 _flop_counter: Any = flop_counter  # its functions have half of their types
@@ -91,7 +92,10 @@ def attention_operations(
 def make_input(network: Network, height: int, width: int) -> torch.Tensor:
     """Zeros that a network takes, on its device and in its precision."""
     module: Any = network.module
-    channels = 3 if network.stage == "encode" else module.config.get("latent_channels") or module.config["in_channels"]
+    if network.stage == "encode":
+        channels = 3
+    else:
+        channels = module.config["in_channels"] if network.stage == "unet" else latent_channels(module)
     first = next(network.module.parameters())
     size = (height * network.read_scale, width * network.read_scale)
     return torch.zeros(1, channels, *size, dtype=first.dtype, device=first.device)

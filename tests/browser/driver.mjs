@@ -108,7 +108,7 @@ function arePicturesLoaded() {
   const told = window.seen.filter(({ name, detail }) => name === "executed" && !detail.output?.animated);
   return told.every(({ detail }) => {
     const shown = app.graph.getNodeById(detail.node)?.imgs ?? [];
-    const names = detail.output.images.map(({ filename }) => encodeURIComponent(filename));
+    const names = (detail.output?.images ?? []).map(({ filename }) => encodeURIComponent(filename));
     return names.every((name, i) => shown[i]?.src.includes(name) && shown[i].naturalWidth);
   });
 }

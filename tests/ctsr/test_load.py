@@ -19,7 +19,9 @@ from ctsr.checkpoints import own
 from ctsr.checkpoints.inspect import look, read
 from ctsr.checkpoints.own import MINI_WEIGHTS
 from ctsr.load import load_pipeline
+from ctsr.models.forward import latent_channels
 from ctsr.models.lora import add_lora
+from ctsr.runtime.speed import make_input
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -459,3 +461,13 @@ def test_a_dictionary_that_holds_itself_is_no_checkpoint_and_ends(tmp_path):
     data["state_dict"] = data
     torch.save(data, tmp_path / "endless.pt")
     assert read(tmp_path / "endless.pt").keys == {"state_dict"}
+
+
+def test_the_built_in_model_can_be_planned():
+    """Its networks' inputs are known without a picture, those of the decoder too."""
+    pipe = CTSRPipeline.mini()
+    assert latent_channels(pipe.vae) == make_input(pipe.network("unet"), 64, 64).shape[1]
+    shapes = {stage: make_input(pipe.network(stage), 16, 16).shape for stage in ("encode", "unet", "decode")}
+    assert shapes["unet"] == shapes["decode"]
+    assert shapes["encode"][1] == 3
+    assert pipe.plan([(64, 64)]).refusal is None

@@ -122,7 +122,9 @@ function addNode({ type, values }) {
 
 function areCardsLoaded() {
   const cards = [...document.querySelectorAll(".template-card")];
-  return cards.length > 0 && cards.every((card) => card.querySelector("img")?.naturalWidth);
+  const missing = cards.find((card) => !card.querySelector("img")?.naturalWidth);
+  missing?.scrollIntoView(); // pictures out of sight are loaded late
+  return cards.length > 0 && missing === undefined;
 }
 
 function readCards() {

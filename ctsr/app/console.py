@@ -17,11 +17,20 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import CTSRError
-from .run import share_done
 
 if TYPE_CHECKING:
     from .evaluate import Scores
     from .run import Outcome
+
+
+STAGES = {"encode": (0.0, 0.25), "unet": (0.25, 0.35), "decode": (0.6, 0.4)}
+"""Start and share of each step in the work on one picture."""
+
+
+def share_done(stage: str, done: float, total: int) -> float:
+    """Of the work on one picture, from 0 to 1; see `pipeline.Progress`."""
+    start, share = STAGES[stage]
+    return start + share * done / total
 
 
 def say(console: Console, text: str) -> None:

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
+from .console import share_done
 from .finished import Finished
 from .plan import Job
-from .run import Outcome, attempt, share_done
+from .run import Outcome, attempt
 from .upscale import upscale
 
 LIBRARY = str(__package__).split(".")[0]

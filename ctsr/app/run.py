@@ -17,16 +17,6 @@ EXPECTED = (CTSRError, ValueError, OSError, MemoryError, RuntimeError)
 """What may go wrong with one picture; torch raises RuntimeError."""
 
 
-STAGES = {"encode": (0.0, 0.25), "unet": (0.25, 0.35), "decode": (0.6, 0.4)}
-"""Start and share of each step in the work on one picture."""
-
-
-def share_done(stage: str, done: float, total: int) -> float:
-    """Of the work on one picture, from 0 to 1; see `pipeline.Progress`."""
-    start, share = STAGES[stage]
-    return start + share * done / total
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of a job.

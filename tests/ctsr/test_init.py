@@ -60,5 +60,5 @@ def test_the_pipeline_loads_every_class_that_saved_folders_name(tmp_path: Path) 
     code = "import sys, ctsr.pipeline; print(*sys.modules)"
     loaded = in_new_process("-c", code, cwd=tmp_path).stdout.split()
     homes = {getattr(ctsr, name).__module__ for name in ctsr.__all__ if hasattr(getattr(ctsr, name), "from_pretrained")}
-    assert len(homes) == 6  # five models and the pipeline
+    assert len(homes) == 8  # five models and the pipeline
     assert homes <= {*loaded}

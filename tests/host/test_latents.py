@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from tests.host.graphs import MINI, Prompt, five, node, put, refusal, saved
+from tests.host.graphs import MINI, TINY, Prompt, five, node, put, refusal, saved
 
 ODD = "odd.png"
-"""37x29 pixels: a result of 148x116 in latents of 160x128."""
+"""37x29 pixels: a result of 148x116, in latents of 160x128 where a model of factor 8 pads to multiples of 16."""
 SIZE = (116, 148)
 
 
-def between(source: str, target: str, *changes: dict, checkpoint: str = MINI, image: str = ODD) -> Prompt:
+def between(source: str, target: str, *changes: dict, checkpoint: str = TINY, image: str = ODD) -> Prompt:
     """The graph of five nodes with nodes of the host between two of ours, each after the one before it."""
     prompt, last = five(image, checkpoint), source
     for i, change in enumerate(changes):
@@ -27,7 +27,7 @@ def decoded(server, prompt: Prompt) -> np.ndarray:
 @pytest.fixture(scope="module")
 def plain(server):
     """The picture that no node in between changes, [1, 116, 148, 3]."""
-    return decoded(server, five(ODD, MINI))
+    return decoded(server, five(ODD, TINY))
 
 
 def flip(kind: str):
@@ -66,9 +66,9 @@ def test_the_same_picture_comes_out_as_often_and_turned_as_the_latent(server, pl
 
 
 @pytest.mark.parametrize(("source", "target"), [("dial", "decode"), ("encode", "unet")])
-def test_batches_of_several_pictures_keep_each_ones_colours(server, plain, source, target):
+def test_batches_of_several_pictures_keep_each_ones_colours(server, source, target):
     """LatentBatch copies the first latent's entries, RebatchLatents none."""
-    prompt = between(source, target)
+    plain, prompt = decoded(server, five(ODD, MINI)), between(source, target, checkpoint=MINI)
     prompt["second"] = put(server, np.full((1, 29, 37, 3), 0.25, np.float32))
     for name in ("encode", "unet", "dial"):
         prompt[f"{name} 2"] = {**prompt[name], "inputs": dict(prompt[name]["inputs"])}
@@ -89,7 +89,9 @@ def test_a_part_that_was_cut_out_shows_that_part(server, plain):
     part = decoded(server, between("dial", "decode", crop))
     assert part.shape == (1, 52, 84, 3)
     inner = np.abs(part - plain[:, 64:116, 64:148])[:, 16:, 16:]
-    assert inner.mean() < 0.01
+    assert inner.mean() < 0.03  # of random weights; another part is .1 and more away
+    other = np.abs(part - plain[:, 0:52, 0:84])[:, 16:, 16:]
+    assert inner.mean() < other.mean() / 2
 
 
 def test_a_part_that_is_nothing_but_padding_is_explained(server):
@@ -102,7 +104,7 @@ def test_a_resized_latent_keeps_the_crop_and_the_colours(server, plain, method):
     larger = node("LatentUpscaleBy", upscale_method=method, scale_by=1.5)
     picture = decoded(server, between("dial", "decode", larger))
     assert picture.shape == (1, 174, 222, 3)
-    np.testing.assert_allclose(picture.mean(axis=(1, 2)), plain.mean(axis=(1, 2)), atol=0.01)
+    np.testing.assert_allclose(picture.mean(axis=(1, 2)), plain.mean(axis=(1, 2)), atol=0.03)
 
 
 def test_a_latent_resized_with_a_centred_crop_loses_the_border_that_was_cut(server):

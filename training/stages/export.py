@@ -100,8 +100,8 @@ def weights(
         timestep: that it shall use by default, of the encoder and of a UNet that is told the same; 0 to 999.
 
     Raises:
-        ValueError: nothing of the dial would be left, the model is no ctsr-mini and has none to extend, or there is no
-            such timestep.
+        ValueError: nothing of the dial would be left, the model is no ctsr-mini and has none to extend, no ctsr-mini 2
+            and has nothing to level, or there is no such timestep.
     """
     if timestep is not None and not 0 <= timestep <= 999:
         raise ValueError(f"timestep is {timestep}: give one from 0 to 999.")

@@ -135,7 +135,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
 
     Args:
         vae: `TimeAwareAutoencoderMini2` or `TimeAwareAutoencoderMini`, `TimeAwareAutoencoderKL`, or a stock
-            `AutoencoderKL` for families whose encoder knows no timestep; None for a pipeline that encodes prompts and nothing else.
+            `AutoencoderKL` for families whose encoder knows no timestep; None for a pipeline that encodes prompts and
+            nothing else.
         unet: `TimeConditionedUNetMini2`, `TimeConditionedUNetMini` or a stock `UNet2DConditionModel`; or None.
         prompt_embeddings: baked prompt embeddings, for UNets with cross-attention.
         family: name in `families.FAMILIES`.

@@ -186,7 +186,7 @@ class Family:
         encoder_timesteps: tau_e of each encode, None for the plain encoder: one for all passes, or one a pass.
         unet_timesteps: tau_u of each pass; None runs every pass at its latent's own tau_e.
         variants: the adapter of each pass; empty for none.
-        output_groups: 1, or 3 for [o, delta, kappa].
+        output_groups: 1, or 3 for [o, delta, kappa]; then a UNet may leave kappa out, whose path is straight.
         sigma: share of noise in the start x_0 = sqrt(1 - sigma^2) * z_L + sigma * eps; 0 starts from z_L.
         concat_latent: the UNet sees concat(x_0, z_L).
     """
@@ -310,7 +310,7 @@ class Family:
 
         Args:
             inputs: what `unet_inputs` gave.
-            outputs: the UNet's result for each, [B, output_groups * C, h, w], any float dtype.
+            outputs: the UNet's result for each, [B, output_groups * C, h, w], any float dtype; without kappa, 2 * C.
 
         Raises:
             ValueError: a UNet of other output channels.
@@ -319,13 +319,14 @@ class Family:
         groups: list[Tensor] = []
         for given, output in zip(inputs, outputs, strict=True):
             channels = given.start.shape[1]
-            if output.shape[1] != self.output_groups * channels:
+            number, rest = divmod(output.shape[1], channels)
+            if rest or number not in {self.output_groups, max(1, self.output_groups - 1)}:
                 raise ValueError(
                     f"Family {self.name!r} needs a UNet of {self.output_groups * channels} output channels for "
                     f"{channels} latent channels; this one gives {output.shape[1]}. Load the UNet that belongs to the "
                     "family."
                 )
-            o, *groups = output.float().chunk(self.output_groups, dim=1)
+            o, *groups = output.float().chunk(number, dim=1)
             ends.append(predict_x0(given.start, o, *coefficients(self.parameterization, given.timestep)))
         if self.passes == 2:
             return Endpoints(ends[0], ends[1] - ends[0])

@@ -70,6 +70,7 @@ def run_parallel(
 
     Raises:
         CheckpointError: the model cannot be loaded.
+        KeyboardInterrupt: Ctrl-C, after the processes have stopped.
     """
     context = multiprocessing.get_context("spawn")
     threads, shares = max(1, torch.get_num_threads() // len(devices)), context.Array("d", len(devices))
@@ -80,7 +81,14 @@ def run_parallel(
     listener.start()
     pool = ProcessPoolExecutor(len(devices), context, _begin, (worker,))
     try:
-        yield from _outcomes(pool, jobs, 2 * len(devices), lambda: tell(float(sum(shares[:]))))
+        with _noted_ctrl_c() as pressed:
+
+            def look() -> None:
+                if pressed.is_set():
+                    raise KeyboardInterrupt
+                tell(float(sum(shares[:])))
+
+            yield from _outcomes(pool, jobs, 2 * len(devices), look)
     finally:
         worker.stop.set()
         pool.shutdown(cancel_futures=True)
@@ -100,6 +108,7 @@ def _outcomes(
                     pending[pool.submit(_attempt, job, wait_for_others)] = job
             if not pending:
                 break
+            look()
             while not (done := wait(pending, REFRESH, FIRST_COMPLETED).done):
                 look()
             for future in done:
@@ -119,8 +128,22 @@ def _outcomes(
 
 
 @contextmanager
+def _noted_ctrl_c() -> Generator[threading.Event, None, None]:
+    """Inside, Ctrl-C sets the event: an exception could come where nobody hears it, as in a destructor."""
+    pressed = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield pressed
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _without_ctrl_c() -> Generator[None, None, None]:
-    """Processes that begin inside never hear Ctrl-C, not even while they import; this one hears it afterwards."""
+    """Processes that begin inside never hear Ctrl-C, not even while they import."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

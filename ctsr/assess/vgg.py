@@ -57,7 +57,7 @@ def read_weights(path: Path) -> Mapping[str, Tensor]:
 
 VGG_FILE = "vgg16_imagenet_features.npz"
 """Its name in a folder of perceptual weights."""
-REMEMBERED = 2  # pictures: a result and its ground truth
+REMEMBERED = 3  # pictures: a result, its aim and its ground truth
 
 
 class VGGFeatures(nn.Module):

@@ -65,7 +65,7 @@ def colour_transform(dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 class TimeAwareBlock(nn.Module):
-    """x + conv2(silu(conv1(x) * (1 + scale) + shift)), 3x3, scale and shift from the timestep's embedding.
+    """x + conv2(relu(conv1(x) * (1 + scale) + shift)), 3x3, scale and shift from the timestep's embedding.
 
     conv2 and the projection of the embedding start at zero, so a new block is the identity at every timestep. With
     one embedding for the whole batch, scale and shift are folded into conv1: the timestep costs nothing.
@@ -87,7 +87,7 @@ class TimeAwareBlock(nn.Module):
             h = F.conv2d(x, weight, cast(Tensor, self.conv1.bias) * (1 + scale[0]) + shift[0], padding=1)
         else:
             h = self.conv1(x) * (1 + scale)[:, :, None, None] + shift[:, :, None, None]
-        return x + self.conv2(F.silu(h, inplace=not torch.is_grad_enabled()))
+        return x + self.conv2(F.relu(h, inplace=not torch.is_grad_enabled()))
 
 
 class TimeEmbedding(nn.Module):

@@ -19,11 +19,11 @@ from .autoencoder_mini2 import LATENT_CHANNELS, TimeAwareBlock, TimeEmbedding, z
 
 
 class TimeConditionedUNetMini2(ModelMixin, ConfigMixin):
-    """Residual network on latents with output groups [o, delta, kappa].
+    """Residual network on latents with output groups [o, delta]: the decoder is linear, so its dial needs no kappa.
 
     Args:
         in_channels: channels of the latent.
-        out_channels: channels of the output; three groups of `in_channels` for the `ctsr` family.
+        out_channels: channels of the output; two groups of `in_channels` for the `ctsr` family.
         block_out_channels: the width, in a tuple as diffusers' UNets have it; one level.
         layers_per_block: residual blocks.
         time_embed_dim: width of the timestep embedding.
@@ -35,9 +35,9 @@ class TimeConditionedUNetMini2(ModelMixin, ConfigMixin):
     def __init__(
         self,
         in_channels: int = LATENT_CHANNELS,
-        out_channels: int = 3 * LATENT_CHANNELS,
+        out_channels: int = 2 * LATENT_CHANNELS,
         block_out_channels: tuple[int] = (64,),
-        layers_per_block: int = 12,
+        layers_per_block: int = 9,
         time_embed_dim: int = 64,
     ):
         super().__init__()

@@ -120,9 +120,11 @@ function addNode({ type, values }) {
   app.graph.add(node);
 }
 
-function areCardsLoaded() {
+// Cards of the pack alone, with their pictures: those of the core stay for a while after the pack was chosen.
+function areCardsLoaded(pack) {
   const cards = [...document.querySelectorAll(".template-card")];
-  const missing = cards.find((card) => !card.querySelector("img")?.naturalWidth);
+  const isThere = (image) => image?.naturalWidth > 0 && decodeURIComponent(image.src).includes(`/${pack}/`);
+  const missing = cards.find((card) => !isThere(card.querySelector("img")));
   missing?.scrollIntoView(); // pictures out of sight are loaded late
   return cards.length > 0 && missing === undefined;
 }
@@ -282,7 +284,7 @@ const commands = {
   async templates(pack) {
     await page.locator(".templates-tab-button").click();
     await page.getByRole("option", { name: pack }).click();
-    await page.waitForFunction(areCardsLoaded);
+    await page.waitForFunction(areCardsLoaded, pack);
     const widths = await page.evaluate(readCards);
     await commands.dismiss();
     return widths;

@@ -244,6 +244,13 @@ def test_a_family_checks_itself(wrong):
         Family("mine", "epsilon", **wrong)
 
 
+def test_a_unet_without_kappa_has_a_straight_way():
+    z = randn(1, 4, 2, 2)
+    ends = endpoints_of(get_family("ctsr"), lambda z, *_: torch.cat([z, 3 * z], dim=1), [z])
+    assert ends.kappa is None
+    torch.testing.assert_close(blend(ends, 0.25), ends.z0 + 0.75 * z)
+
+
 @pytest.fixture
 def ends() -> Endpoints:
     return Endpoints(*(randn(2, 4, 5, 3, seed=i) for i in range(3)))

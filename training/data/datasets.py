@@ -6,11 +6,13 @@ from glob import glob
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+import torch
 import tyro
 from torch import nn
 
 from training.data.degradation_batched import PairsOnDevice
-from training.data.pairs import SOFTEST, Pairs, held_back_pairs, make_pair, paired_photos
+from training.data.pairs import SOFTEST, Pairs, held_back_pairs, make_pair, paired_photos, timestep_of
 from training.data.photos import Photos, load_photos
 from training.data.shard_writer import HELD_BACK, INDEX, check_index, read_index
 from training.data.shards import ShardSource
@@ -98,6 +100,30 @@ def restored_source(data: Data, lr: Path, restored: Path, hr: Path | None, reali
     """Batches from pictures that other restorers made, as `soft` and `realistic`; see `pairs.paired_photos`."""
     pictures = paired_photos(lr, restored, hr, realistic)
     return ByNumber(lambda index: pictures.make(index, data.pairs.crop, data.pairs.seed))
+
+
+def taught_source(data: Data, photos: Photos, folders: tuple[Path, Path, Path, Path], share: float) -> Source:
+    """Batches for both ends with `realistic` and `faithful`, what each end is to draw.
+
+    Args:
+        data: of the degraded photographs, which are their own aims.
+        photos: all.
+        folders: pictures of LR, HR, and what a realistic and a faithful restorer made of LR; told to be as crisp as
+            photographs are.
+        share: of samples that come from these.
+    """
+    lr, hr, realistic, faithful = folders
+    pictures = paired_photos(lr, faithful, hr, realistic)
+
+    def make(index: int) -> Sample:
+        if np.random.default_rng((data.pairs.seed, 2, index)).random() >= share:
+            sample = make_pair(photos, data.pairs, index)
+            return {**sample, "realistic": sample["soft"], "faithful": sample["soft"]}
+        sample = pictures.make(index, data.pairs.crop, data.pairs.seed)
+        known = {"timestep": torch.tensor(timestep_of(0.0)), "faithful": sample["soft"], "soft": sample["sharp"]}
+        return {**sample, **known}
+
+    return ByNumber(make)
 
 
 def open_photos(data: Data) -> tuple[Photos, list[Sample]]:

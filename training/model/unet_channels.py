@@ -50,8 +50,8 @@ def widen_conv_out(unet: nn.Module, groups: int = 3) -> None:
     set_outputs(unet, *(torch.cat([p, *[torch.zeros_like(p)] * (groups - 1)]) for p in conv.parameters()))
 
 
-def keep_first_group(unet: nn.Module, channels: int) -> None:
-    """Cuts `conv_out` down to its first `channels` outputs.
+def keep_groups(unet: nn.Module, channels: int) -> None:
+    """Cuts `conv_out` down to its first `channels` outputs, the groups that are wanted.
 
     Raises:
         ValueError: `conv_out` has fewer, or carries an adapter.

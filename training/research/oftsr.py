@@ -37,7 +37,7 @@ from training.losses.score_networks import adapters_off
 from training.model.adapt import SD21_ADAPT, Adapt, Group, adapt
 from training.model.lora import lora_parameters
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
-from training.model.unet_channels import keep_first_group, widen_conv_in
+from training.model.unet_channels import keep_groups, widen_conv_in
 from training.stages.stage import Stage, finish_and_save, main, validate
 
 MINI_ADAPT = Adapt(encoder="frozen", decoder=False, time_layers=False)
@@ -236,7 +236,7 @@ def open_flow(start: str) -> CTSRPipeline:
     """The pipeline of a start as one of family oftsr: one that is none yet gets the wider conv_in."""
     pipeline = open_pipeline(start, "osediff")
     if pipeline.config["family"] != "oftsr":
-        keep_first_group(pipeline.unet, pipeline.vae.config["latent_channels"])
+        keep_groups(pipeline.unet, pipeline.vae.config["latent_channels"])
         widen_conv_in(pipeline.unet)
         negate_conv_out(pipeline.unet)
         pipeline.register_to_config(family="oftsr", parameterization=None, encoder_timesteps=None)

@@ -35,7 +35,7 @@ from training.losses.reconstruction import Reconstruction, gaussian_blur, recons
 from training.losses.vsd import VSD, GuidanceLaw, half_timesteps, rising_guidance
 from training.model.adapt import SD21_ADAPT, adapt
 from training.model.one_step import TIMESTEP, OneStep, enlarge, open_pipeline
-from training.model.unet_channels import keep_first_group
+from training.model.unet_channels import keep_groups
 from training.research.calibrate import TIMESTEPS, calibrate, show, store, write_table
 from training.stages import osediff
 from training.stages.stage import Stage, finish_and_save, main, validate
@@ -139,7 +139,7 @@ class Generator(nn.Module):
 def open_start(recipe: Recipe) -> CTSRPipeline:
     """The pipeline that `recipe.start` names, as one of family tadsr."""
     pipeline = open_pipeline(recipe.start, "tadsr")
-    keep_first_group(pipeline.unet, pipeline.vae.config["latent_channels"])
+    keep_groups(pipeline.unet, pipeline.vae.config["latent_channels"])
     pipeline.register_to_config(
         family="tadsr", parameterization=recipe.parameterization, encoder_timesteps=None, dial_timesteps=None
     )

@@ -8,6 +8,7 @@ python -m training.stages.export taught --photos PHOTOS --model OTHER.safetensor
 
 import logging
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Literal, cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import tyro
 from PIL import Image
 from torch import Tensor, nn
 
-from ctsr import CTSRPipeline, TimeAwareAutoencoderMini2, TimeConditionedUNetMini
+from ctsr import CTSRPipeline, TimeAwareAutoencoderMini2, TimeConditionedUNetMini, TimeConditionedUNetMini2
 from ctsr.convert.convert import about_of
 from ctsr.images.color_fix import ColorFix
 from ctsr.images.inputs import from_pil
@@ -29,6 +31,7 @@ from training.data.datasets import check_held_back, mini_data
 from training.data.degradation import SCALE, degrade
 from training.data.pairs import Pairs, bicubic, held_back_pairs, to_tensor
 from training.data.photos import load_photos, photo_paths, random_crop
+from training.losses.perceptual import VGGDistance
 from training.model.one_step import open_pipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -72,7 +75,7 @@ def level_(pipeline: CTSRPipeline, pictures: Sequence[Tensor]) -> None:
     realistic, faithful = sums / len(pictures)
     realistic[:: FACTOR**2] = faithful[:: FACTOR**2] = 0  # the cells' means, which are colours
     bias = cast(Tensor, cast(nn.Conv2d, pipeline.unet.conv_out).bias)
-    bias += torch.cat([realistic, realistic - faithful, torch.zeros_like(realistic)])  # z0 = z_L - o, z1 = z0 + delta
+    bias[: 2 * LATENT_CHANNELS] += torch.cat([realistic, realistic - faithful])  # z0 = z_L - o, z1 = z0 + delta
 
 
 def weights(
@@ -180,6 +183,83 @@ def taught(photos: Path, model: Path, out: Path, count: int = 900, size: int = 3
             picture.save(out / folder / f"{number:05d}.png")
 
 
+@torch.no_grad()
+def shorten_(pipeline: CTSRPipeline, pictures: Sequence[Tensor], blocks: int) -> None:
+    """Takes blocks out of the UNet of a ctsr-mini 2, in place: again and again the one that changes its outputs least.
+
+    Args:
+        pipeline: the model.
+        pictures: low-resolution ones, [1, 3, h, w] in [0, 1], by which that is judged.
+        blocks: that shall stay.
+    """
+    unet = cast(TimeConditionedUNetMini2, pipeline.unet)
+    sizes = [(SCALE * picture.shape[2], SCALE * picture.shape[3]) for picture in pictures]
+    inputs = [pipeline.encode(picture, *size).latents[0] for picture, size in zip(pictures, sizes, strict=True)]
+    timestep = pipeline.family.timesteps[0]
+    aims = [unet(z, timestep).sample for z in inputs]
+
+    def error_without(block: nn.Module) -> float:
+        unet.blocks = nn.ModuleList(other for other in kept if other is not block)
+        return sum(float(F.mse_loss(unet(z, timestep).sample, aim)) for z, aim in zip(inputs, aims, strict=True))
+
+    kept = list(unet.blocks)
+    while len(kept) > blocks:
+        least = min(kept, key=error_without)
+        kept = [block for block in kept if block is not least]
+    unet.blocks = nn.ModuleList(kept)
+    unet.register_to_config(layers_per_block=blocks)
+
+
+def shortened(model: Path, lr: Path, blocks: int, out: Path) -> None:
+    """Writes a ctsr-mini 2 with fewer blocks in its UNet, for `joint` to start from.
+
+    Args:
+        model: a stage's file.
+        lr: folder of low-resolution pictures, by which the blocks are chosen.
+        blocks: that shall stay.
+        out: file to write, .safetensors.
+
+    Raises:
+        ValueError: another kind of model, or it has no more blocks than that.
+    """
+    pipeline = open_pipeline(model)
+    unet = pipeline.unet
+    if not isinstance(unet, TimeConditionedUNetMini2) or not 0 < blocks < len(unet.blocks):
+        raise ValueError(f"{model} is no ctsr-mini 2 of more than {blocks} blocks.")
+    shorten_(pipeline, [from_pil(Image.open(path)) for path in photo_paths(lr).values()], blocks)
+    pipeline.save_single_file(out)
+
+
+def nearest(hr: Path, pictures: tuple[Path, ...], weights: Path, out: Path) -> None:
+    """Copies, of what several restorers made of the same pictures, the one that is nearest to the ground truth.
+
+    By the mean of LPIPS and DISTS on VGG16; of each picture apart. They are then a teacher for `joint`.
+
+    Args:
+        hr: folder of ground truths.
+        pictures: a folder of each restorer's pictures, of the same names.
+        weights: folder of VGG16's, see `training.losses.perceptual.VGGDistance`.
+        out: where the copies shall lie.
+    """
+    distance = VGGDistance(weights)
+    out.mkdir(parents=True, exist_ok=True)
+    taken = dict.fromkeys(pictures, 0)
+
+    @torch.no_grad()
+    def to_truth(path: Path, truth: Tensor) -> float:
+        distance.vgg.seen.clear()
+        return float(distance(2 * from_pil(Image.open(path)) - 1, truth))
+
+    for name, path in photo_paths(hr).items():
+        truth = 2 * from_pil(Image.open(path)) - 1
+        best = min(pictures, key=lambda folder: to_truth(folder / name, truth))
+        taken[best] += 1
+        shutil.copy2(best / name, out / name)
+    print(", ".join(f"{folder}: {count}" for folder, count in taken.items()))
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    tyro.extras.subcommand_cli_from_dict({"weights": weights, "pairs": pairs, "taught": taught})
+    tyro.extras.subcommand_cli_from_dict(
+        {"weights": weights, "pairs": pairs, "taught": taught, "shortened": shortened, "nearest": nearest}
+    )

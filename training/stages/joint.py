@@ -9,7 +9,8 @@ dial:
     rec_r(x^0, x_H) + realism terms on x^0 + rec_f(x^1, x_H) + path(x^t)
 
 x^t = D(z^t) with z^t of `ctsr.families.blend`, rec_r and rec_f the distances of `training.stages.osediff` and
-`training.stages.fidelity`, path that of `training.losses.dial_path`. No teacher is needed any more. The mini's alone:
+`training.stages.fidelity`, path that of `training.losses.dial_path`. Other restorers' pictures may be what the ends are
+to draw. The mini's alone:
 SD's decoder is frozen, so there is less that could learn together.
 """
 
@@ -22,7 +23,7 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.families import blend
-from training.data.datasets import Data, mini2_data, mini_data, open_source, restored_source
+from training.data.datasets import Data, mini2_data, mini_data, open_source, taught_source
 from training.data.photos import Photos
 from training.engine.draws import Draws
 from training.engine.run import Run
@@ -41,8 +42,6 @@ from training.stages import fidelity, osediff
 from training.stages.stage import Stage, finish_and_save, main, validate
 from training.stages.stage2 import with_dial_groups
 
-TAUGHT = Reconstruction(l1=1.0, l2=2.0, perceptual=0.0, features="none")
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -55,9 +54,10 @@ class Recipe:
         path: weight of the pictures on the way against the blend of the end pictures. They differ by
             some 2e-5, squared, beside some .1 of the ends' distances: a weight of 4 does not disturb those.
         realism: terms on the realistic end.
-        lr, hr: folders of low-resolution pictures and their ground truth, instead of photographs.
-        realistic_pictures, faithful_pictures: what two other restorers made of those of `lr`: teachers of both ends.
-        taught: distances of the ends to these.
+        lr, hr: folders of low-resolution pictures and their ground truth, beside photographs.
+        realistic_pictures, faithful_pictures: what two other restorers made of those of `lr`: there the ends are to
+            draw these and not the ground truth.
+        taught_share: of samples, that are these.
     """
 
     data: Data
@@ -75,7 +75,7 @@ class Recipe:
     hr: Path | None = None
     realistic_pictures: Path | None = None
     faithful_pictures: Path | None = None
-    taught: Reconstruction = TAUGHT
+    taught_share: float = 0.5
 
 
 MINI = Recipe(
@@ -118,7 +118,6 @@ class Dial(nn.Module):
         self.model, self.recipe, self.terms = model, recipe, terms
         self.realistic_features = perceptual_loss(recipe.realistic.features, model, recipe.realistic.weights)
         self.faithful_features = perceptual_loss(recipe.faithful.features, model, recipe.faithful.weights)
-        self.no_features = perceptual_loss("none", model)
 
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss`, its terms, and for the turns after it `fake` and `real` [B, 3, H, W] and `latents` [B, C, h, w]."""
@@ -127,14 +126,11 @@ class Dial(nn.Module):
         latents = torch.cat([ends.z0, blend(ends, 1.0), blend(ends, t)])
         x0, x1, x = self.model.decode(latents).chunk(3)
         real = self.model.ground_truth(batch)
-        aim = batch["sharp" if "realistic" in batch else "soft"]
+        realistic, faithful = batch.get("realistic", real), batch.get("faithful", batch["soft"])
         distances = {
-            "realistic": reconstruction_losses(x0, real, self.recipe.realistic, self.realistic_features),
-            "faithful": reconstruction_losses(x1, aim, self.recipe.faithful, self.faithful_features),
+            "realistic": reconstruction_losses(x0, realistic, self.recipe.realistic, self.realistic_features),
+            "faithful": reconstruction_losses(x1, faithful, self.recipe.faithful, self.faithful_features),
         }
-        if "realistic" in batch:
-            for name, x, picture in (("realistic", x0, batch["realistic"]), ("faithful", x1, batch["soft"])):
-                distances[f"taught_{name}"] = reconstruction_losses(x, picture, self.recipe.taught, self.no_features)
         terms = {f"{end}_{name}": term for end, row in distances.items() for name, term in row.items()}
         if self.recipe.path:
             terms["path"] = self.recipe.path * path_loss(x, x0, x1, t)
@@ -143,14 +139,14 @@ class Dial(nn.Module):
 
 
 def open_pictures(recipe: Recipe, photos: Photos) -> Source:
-    """Degraded photographs, or the pictures of `lr` with what two restorers made of them."""
+    """Degraded photographs, and the pictures of `lr` with what two restorers made of them."""
     folders = (recipe.lr, recipe.hr, recipe.realistic_pictures, recipe.faithful_pictures)
     if folders == (None, None, None, None):
         return open_source(recipe.data, photos)
     lr, hr, realistic, faithful = folders
     if lr is None or hr is None or realistic is None or faithful is None:
         raise ValueError("Give --lr, --hr, --realistic-pictures and --faithful-pictures together, or none of them.")
-    return restored_source(recipe.data, lr, faithful, hr, realistic)
+    return taught_source(recipe.data, photos, (lr, hr, realistic, faithful), recipe.taught_share)
 
 
 def build(recipe: Recipe) -> Stage:

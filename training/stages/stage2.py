@@ -24,6 +24,8 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import Endpoints, blend
+from ctsr.models.autoencoder_mini2 import LATENT_CHANNELS, TimeAwareAutoencoderMini2
+from ctsr.models.forward import latent_channels
 from training.data.datasets import mini2_data, mini_data, sd21_data
 from training.engine.draws import Draws
 from training.engine.run import Run
@@ -35,11 +37,9 @@ from training.losses.score_networks import RegulariserLora
 from training.losses.vsd import VSD
 from training.model.adapt import SD21_ADAPT, Adapt, Group, adapt
 from training.model.one_step import OneStep, enlarge, open_pipeline
-from training.model.unet_channels import widen_conv_out
+from training.model.unet_channels import keep_groups, widen_conv_out
 from training.stages.stage import Stage, finish_and_save, main, validate
 from training.stages.teachers import CTSRRecipe, Faithful, faithful_source, frozen, open_faithful, plain_vae
-
-GROUPS = 3  # o, delta, kappa
 
 
 @dataclass(frozen=True)
@@ -129,23 +129,28 @@ def check_encoder(what: Adapt) -> None:
 
 
 def with_dial_groups(pipeline: CTSRPipeline) -> CTSRPipeline:
-    """The pipeline as family ctsr: a UNet of one group gets two that are zero."""
+    """The pipeline as family ctsr: a UNet of one group gets those of the dial, which are zero.
+
+    ctsr-mini 2's decoder is linear: the straight way's pictures are the blends of its ends', so it has no kappa.
+    """
     name = pipeline.family.name
     if name not in ("ctsr", "osediff"):
         raise ValueError(f"Stage 2 starts from a file of family ctsr or osediff, not {name!r}: give one of stage 1.")
+    straight = isinstance(pipeline.vae, TimeAwareAutoencoderMini2)
     if name == "osediff":
-        widen_conv_out(pipeline.unet)
+        widen_conv_out(pipeline.unet, 2 if straight else 3)
         pipeline.register_to_config(family="ctsr")
+    elif straight:
+        keep_groups(pipeline.unet, 2 * LATENT_CHANNELS)
     return pipeline
 
 
-def dial_group(unet: nn.Module) -> Group:
-    """Makes delta's and kappa's part of conv_out learn, in fp32, and nothing of o's: its gradient is zeroed.
+def dial_group(unet: nn.Module, first: int) -> Group:
+    """Makes conv_out learn in fp32 but for its `first` channels, o's, whose gradient is zeroed.
 
     Without weight decay, which would move o's part without a gradient.
     """
     conv = cast(nn.Conv2d, getattr(unet.conv_out, "base_layer", unet.conv_out)).float().requires_grad_(True)
-    first = conv.out_channels // GROUPS
 
     def without_o(gradient: Tensor) -> Tensor:
         return torch.cat([torch.zeros_like(gradient[:first]), gradient[first:]])
@@ -209,7 +214,7 @@ def build(recipe: Recipe) -> Stage:
     terms = open_realism(recipe)
     groups = adapt(model, recipe.adapt)
     if recipe.adapt.unet != "full":
-        groups.append(dial_group(model.unet))
+        groups.append(dial_group(model.unet, latent_channels(model.vae)))
     faithful = open_faithful(recipe, plain_vae(recipe, stage1))
     return Stage(
         turns=[Turn("bends", Bends(model, stage1, faithful, recipe, terms), recipe.peak_rate, groups), *terms.turns],

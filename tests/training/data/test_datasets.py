@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
-from training.data.datasets import Data, batches_of_one, mini_data, open_photos, open_source, sd21_data
+from training.data.datasets import Data, batches_of_one, mini_data, open_photos, open_source, sd21_data, taught_source
 from training.data.pairs import Pairs, make_pair
 from training.data.photos import load_photos
 from training.data.shard_writer import write
@@ -106,3 +107,28 @@ def test_the_recipes_data() -> None:
     assert (mini_data().pairs.crop, mini_data().pairs.degradation) == (128, "mix")
     assert (sd21_data().pairs.crop, sd21_data().pairs.degradation) == (512, "realesrgan")
     assert sd21_data().pairs.softness == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_restorers_pictures_are_the_share_that_was_asked_for_and_photographs_their_own_aim(
+    data: Data, make_run: Callable[..., Run], tmp_path: Path, share: float
+) -> None:
+    names = ("lr", "hr", "realistic", "faithful")
+    for number, name in enumerate(names):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8) if name == "lr" else (32, 32), (60 * number, 0, 0)).save(tmp_path / name / "one.png")
+    lr, hr, realistic, faithful = (tmp_path / name for name in names)
+    source = taught_source(data, load_photos(data.photos), (lr, hr, realistic, faithful), share)
+    batches = list(source.batches(make_run(tmp_path, batch=4, steps=8), 0, {}, 0, 1))
+    taught = 0
+    for batch in batches:
+        for soft, sharp, real, true, step in zip(
+            *(batch[key] for key in ("soft", "sharp", "realistic", "faithful", "timestep")), strict=True
+        ):
+            if torch.equal(real, soft) and torch.equal(true, soft):
+                continue
+            taught += 1
+            assert int(step) == 999
+            colours = [round(float((x[0].mean() + 1) * 127.5)) for x in (soft, sharp, real, true)]
+            assert colours == [60, 60, 120, 180]
+    assert abs(taught / 32 - share) <= (0.25 if share == 0.5 else 0)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ctsr import CTSRPipeline
 from training.model.lora import add_lora, merge_lora, unet_targets
-from training.model.unet_channels import keep_first_group, widen_conv_in, widen_conv_out
+from training.model.unet_channels import keep_groups, widen_conv_in, widen_conv_out
 
 Make = Callable[..., CTSRPipeline]
 
@@ -64,14 +64,14 @@ def test_surplus_output_groups_are_cut_off_and_the_rest_predicts_as_before(
     make_mini: Make, tiny_mini: CTSRPipeline
 ) -> None:
     pipeline, z = make_mini(), random(1, 4, 6, 6)
-    keep_first_group(pipeline.unet, 4)
+    keep_groups(pipeline.unet, 4)
     assert torch.allclose(pipeline.unet(z, 9).sample, tiny_mini.unet(z, 9).sample[:, :4], atol=1e-6)
     assert pipeline.unet.config["out_channels"] == 4
     with pytest.raises(ValueError, match="8 or more"):
-        keep_first_group(pipeline.unet, 8)
+        keep_groups(pipeline.unet, 8)
 
 
-@pytest.mark.parametrize("change", [widen_conv_out, lambda unet: keep_first_group(unet, 4)])
+@pytest.mark.parametrize("change", [widen_conv_out, lambda unet: keep_groups(unet, 4)])
 def test_adapters_must_be_merged_first(make_sd: Make, change: Callable[[torch.nn.Module], None]) -> None:
     pytest.importorskip("peft")
     unet = make_sd("ctsr").unet

@@ -11,7 +11,7 @@ from torch import Tensor
 from ctsr import CTSRPipeline
 from training.data.datasets import Data
 from training.losses.reconstruction import gaussian_blur
-from training.model.unet_channels import keep_first_group
+from training.model.unet_channels import keep_groups
 from training.research import calibrate
 from training.research.calibrate import Job, Point
 
@@ -30,7 +30,7 @@ def picture() -> Tensor:
 def tadsr_file(make_mini: Callable[..., CTSRPipeline], tmp_path: Path) -> Path:
     """Random weights, one output group, and about as much detail as the photographs have."""
     pipeline = make_mini()
-    keep_first_group(pipeline.unet, 4)
+    keep_groups(pipeline.unet, 4)
     for parameter in pipeline.vae.decoder.conv_out.parameters():
         parameter.data *= 0.01
     pipeline.register_to_config(family="tadsr", parameterization="residual", encoder_timesteps=None)

@@ -11,7 +11,7 @@ from ctsr import CTSRPipeline
 from ctsr.families import get_family
 from training.data.datasets import Data, open_photos
 from training.data.pairs import Pairs
-from training.model.unet_channels import keep_first_group, widen_conv_in
+from training.model.unet_channels import keep_groups, widen_conv_in
 from training.research.dials import compare, show
 
 
@@ -20,7 +20,7 @@ def pipelines(make_mini: Callable[..., CTSRPipeline]) -> dict[str, CTSRPipeline]
     """Of both families, with random weights; TADSR's table bends."""
     tadsr, oftsr = make_mini(), make_mini()
     for pipeline in (tadsr, oftsr):
-        keep_first_group(pipeline.unet, 4)
+        keep_groups(pipeline.unet, 4)
     tadsr.register_to_config(
         family="tadsr", parameterization="residual", encoder_timesteps=[900, 100], dial_timesteps=[900, 200, 100]
     )

@@ -15,7 +15,7 @@ from ctsr.models.autoencoder_mini2 import LATENT_CHANNELS
 from training.data.pairs import paired_photos
 from training.data.photos import is_held_back
 from training.model.one_step import OneStep, new_mini
-from training.stages.export import extend_, pairs, taught, weights
+from training.stages.export import extend_, nearest, pairs, shortened, taught, weights
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0, -0.2])
@@ -128,3 +128,36 @@ def test_a_models_pictures_of_photographs_are_pairs(photos: Path, tiny_mini_file
             assert picture is not None
             made = np.asarray(pipe(Image.fromarray(row.lr), t=t).images[0], np.int16)
             assert np.abs(made - picture).max() <= 1
+
+
+def test_the_block_that_does_least_is_left_out(tmp_path: Path) -> None:
+    pipe, generator = new_mini("ctsr"), torch.Generator().manual_seed(0)
+    for number, parameter in enumerate(
+        (*(block.conv2.weight for block in pipe.unet.blocks), pipe.unet.conv_out.weight)
+    ):
+        size = 1e-4 if number == 3 else 0.03
+        parameter.data += size * torch.randn(parameter.shape, generator=generator)
+    kept = [block.conv2.weight for number, block in enumerate(pipe.unet.blocks) if number != 3]
+    (tmp_path / "LR").mkdir()
+    as_pil(torch.rand(1, 3, 12, 12, generator=generator)).save(tmp_path / "LR" / "0.png")
+    pipe.save_single_file(tmp_path / "long.safetensors")
+    shortened(tmp_path / "long.safetensors", tmp_path / "LR", len(kept), tmp_path / "short.safetensors")
+    short = CTSRPipeline.from_single_file(tmp_path / "short.safetensors").unet
+    assert len(short.blocks) == short.config["layers_per_block"] == len(kept)
+    assert all(torch.equal(block.conv2.weight, weight) for block, weight in zip(short.blocks, kept, strict=True))
+    with pytest.raises(ValueError, match="no ctsr-mini 2 of more than 9 blocks"):
+        shortened(tmp_path / "long.safetensors", tmp_path / "LR", 9, tmp_path / "none.safetensors")
+
+
+def test_of_several_restorers_the_picture_nearest_to_the_truth_is_taken(
+    perceptual_weights: Path, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    truth = {name: rng.integers(0, 256, (32, 32, 3)).astype(np.uint8) for name in ("one.png", "two.png")}
+    for folder, good in (("HR", ("one.png", "two.png")), ("a", ("one.png",)), ("b", ("two.png",))):
+        (tmp_path / folder).mkdir()
+        for name, pixels in truth.items():
+            Image.fromarray(pixels if name in good else 255 - pixels).save(tmp_path / folder / name)
+    nearest(tmp_path / "HR", (tmp_path / "a", tmp_path / "b"), perceptual_weights, tmp_path / "best")
+    for name, pixels in truth.items():
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "best" / name)), pixels)

@@ -101,13 +101,14 @@ def test_two_restorers_pictures_teach_both_ends(recipe: joint.Recipe, tmp_path: 
     for name, folder in folders.items():
         folder.mkdir()
         Image.new("RGB", (8, 8) if name == "lr" else (32, 32), colours[name]).save(folder / "one.png")
-    silent = replace(recipe, realistic=SILENT, faithful=SILENT, path=0.0, realism=Realism(), peak_rate=2e-3)
+    silent = replace(recipe, realistic=L2, faithful=L2, path=0.0, realism=Realism(), peak_rate=2e-3)
     taught = replace(
         silent,
         lr=folders["lr"],
         hr=folders["hr"],
         realistic_pictures=folders["realistic"],
         faithful_pictures=folders["faithful"],
+        taught_share=1.0,
         run=replace(recipe.run, steps=30, warm_up=0, ema=0.5, validate_every=100),
     )
     train(joint.build, taught)

@@ -28,7 +28,7 @@ def recipe(photos: Path, make_run: Callable[..., Run], tmp_path: Path) -> fideli
     return replace(
         fidelity.MINI2,
         data=replace(data, photos=photos, pairs=replace(data.pairs, crop=32)),
-        run=make_run(tmp_path / "fidelity", steps=30, warm_up=5, validate_every=1000),
+        run=make_run(tmp_path / "fidelity", steps=80, warm_up=5, validate_every=1000),
         peak_rate=1e-3,
     )
 

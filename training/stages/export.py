@@ -230,28 +230,35 @@ def shortened(model: Path, lr: Path, blocks: int, out: Path) -> None:
     pipeline.save_single_file(out)
 
 
-def nearest(hr: Path, pictures: tuple[Path, ...], weights: Path, out: Path) -> None:
+def nearest(hr: Path, pictures: tuple[Path, ...], weights: Path, out: Path, side: int = 192) -> None:
     """Copies, of what several restorers made of the same pictures, the one that is nearest to the ground truth.
 
-    By the mean of LPIPS and DISTS on VGG16; of each picture apart. They are then a teacher for `joint`.
+    By the mean of LPIPS and DISTS on VGG16, bf16; of each picture apart. They are then a teacher for `joint`.
 
     Args:
         hr: folder of ground truths.
         pictures: a folder of each restorer's pictures, of the same names.
         weights: folder of VGG16's, see `training.losses.perceptual.VGGDistance`.
         out: where the copies shall lie.
+        side: of the square in the middle that is compared, in px; less where a picture is smaller.
     """
     distance = VGGDistance(weights)
     out.mkdir(parents=True, exist_ok=True)
     taken = dict.fromkeys(pictures, 0)
 
+    def middle(path: Path) -> Tensor:
+        picture = 2 * from_pil(Image.open(path)) - 1
+        top, left = (max(0, (length - side) // 2) for length in picture.shape[2:])
+        return picture[..., top : top + side, left : left + side].contiguous()
+
     @torch.no_grad()
     def to_truth(path: Path, truth: Tensor) -> float:
         distance.vgg.seen.clear()
-        return float(distance(2 * from_pil(Image.open(path)) - 1, truth))
+        with torch.autocast("cpu", torch.bfloat16):
+            return float(distance(middle(path), truth))
 
     for name, path in photo_paths(hr).items():
-        truth = 2 * from_pil(Image.open(path)) - 1
+        truth = middle(path)
         best = min(pictures, key=lambda folder: to_truth(folder / name, truth))
         taken[best] += 1
         shutil.copy2(best / name, out / name)

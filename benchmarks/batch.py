@@ -18,9 +18,9 @@ import tyro
 from PIL import Image
 
 from ctsr.app.batch import Cluster, Task, jobs_of, run_batch, write_manifest
+from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
-from ctsr.app.plan import Job
 from ctsr.app.upscale import upscale
 
 

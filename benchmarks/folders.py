@@ -25,9 +25,9 @@ from PIL import Image
 
 from ctsr.app.claims import remove_leftovers
 from ctsr.app.finished import Finished
+from ctsr.app.jobs import Job, plan
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
-from ctsr.app.plan import Job, plan
 from ctsr.app.run import run
 
 MANY = 10_000

@@ -226,8 +226,11 @@ class Family:
         return len(self.timesteps)
 
     @property
-    def has_own_dial(self) -> bool:
-        """Whether the method's own dial is a timestep, of which t runs the ends alone and blends their latents."""
+    def dial_is_timestep(self) -> bool:
+        """Whether the paper's method turns its dial by changing the timestep (TADSR, OFTSR).
+
+        Then t blends the results of the two end timesteps; `at` is the paper's dial.
+        """
         return len(set(self.timesteps)) == 2
 
     def at(self, t: float, timesteps: Sequence[int] = ()) -> "Family":
@@ -238,11 +241,11 @@ class Family:
             timesteps: tau at even steps of t from 0 to 1; between them it is linear. By default the two ends.
 
         Raises:
-            ValueError: t is none, or the method has no such dial.
+            ValueError: t is not a number in [0, 1], or the method has no timestep for a dial.
         """
         check_dial("t", t)
-        if not self.has_own_dial:
-            raise ValueError(f"Family {self.name!r} has no timestep for a dial: what t gives is already its own.")
+        if not self.dial_is_timestep:
+            raise ValueError(f"Family {self.name!r} has no timestep for a dial: pass t to the call instead.")
         known = timesteps or self.timesteps
         place = float(t) * (len(known) - 1)
         below = min(int(place), len(known) - 2)

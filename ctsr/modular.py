@@ -21,7 +21,7 @@ except ImportError as error:
 from .checkpoints import own
 from .images.color_fix import check_color_fix
 from .images.inputs import as_tensors, profiles_of
-from .images.tensors import as_output, as_pil, map_to_latents
+from .images.tensors import as_output, as_pil
 from .pipeline import CTSRPipeline
 from .runtime.noise import noise_sources
 
@@ -166,8 +166,7 @@ class BlendStep(CTSRStep):
                 choice = pipe.choose_t(encoded.reference, ends)
                 dial = choice.t if choice.t_map is None else choice.t_map
             if isinstance(dial, torch.Tensor):
-                cells = (ends.z0.shape[-2], ends.z0.shape[-1])
-                dial = map_to_latents(dial, encoded.size, cells, pipe.vae_scale_factor).to(ends.z0.device)
+                dial = pipe.map_over(dial, ends, encoded.size)
             blended.append(pipe.blend(ends, dial))
         state.latents = blended
 
@@ -180,7 +179,7 @@ class DecodeStep(CTSRStep):
         Input("latents", list, required=True, description="of the blend block"),
         Input("encoded", list, required=True, description="of the encode block"),
         Input("icc_profiles", list, description="of the encode block"),
-        Input("color_fix", str, description="none, wavelet or adain; the checkpoint's own by default"),
+        Input("color_fix", str, description="none, wavelet, adain or lab; the checkpoint's own by default"),
         Input("output_type", str, default="pil", description="pil, pt or np"),
         *TILING,
     )

@@ -1,8 +1,9 @@
 """The pipeline: encode -> endpoints -> blend -> decode.
 
 One-step, time-aware super-resolution with a dial from realism (t = 0) to fidelity (t = 1); see `families` for the
-formulas and their sources. The four public steps are what `__call__` runs and what the ComfyUI nodes call; the dial
-stands after the UNet, so a second t on the same picture costs a decode only.
+formulas and their sources. `__call__` runs the four public steps; the ComfyUI nodes use the unscaled forms of encode
+and decode, because a LATENT there holds z / s. The dial stands after the UNet, so a second t on the same picture costs
+a decode only.
 """
 
 import copy
@@ -53,9 +54,9 @@ from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
 from .models.unet_mini import TimeConditionedUNetMini
 from .models.unet_mini2 import TimeConditionedUNetMini2
+from .runtime.cost import Plan, make_plan
 from .runtime.noise import Noise, noise_sources
 from .runtime.offload import ExecutionMixin, check_tile
-from .runtime.plan import Plan, make_plan
 from .runtime.prompts import PromptMixin
 from .runtime.speed import speeds
 from .runtime.step_end import TENSOR_INPUTS, StepEnd, end_step, wanted_tensors
@@ -411,7 +412,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
 
         In TADSR and OFTSR, `t` of a call blends the latents of two timesteps: another t costs a decode, and a map of it
         is possible. Here every t costs an encode and a UNet pass. TADSR's table t -> tau is the checkpoint's
-        `dial_timesteps`, without one linear between the ends.
+        `dial_timesteps`; without a table, tau is linear between the ends.
 
         Args:
             t: 0 = most realistic, 1 = most faithful.
@@ -420,7 +421,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             A pipeline that shares all components with this one and has no dial.
 
         Raises:
-            ValueError: t is none, or the method's dial is no timestep: then `t` of a call is its own already.
+            ValueError: t is not a number in [0, 1], or the method's dial is no timestep: pass t to the call instead.
         """
         other = copy.copy(self)
         other._own_t = None
@@ -465,7 +466,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         """
         network = self.network(stage)
         device = device or self._device_of(network.module)
-        h, w = -(-height // network.factor), -(-width // network.factor)
+        multiple = self.pad_multiple
+        h, w = (-(-side // multiple) * multiple // network.factor for side in (height, width))
         side = networks.choose_tile(network, h, w, tile, device)
         return networks.predicted_memory(network, h, w, side, networks.work_memory(device), device)
 
@@ -533,7 +535,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         """As `encode`, but E(x) itself, without the factor s: what hosts pass on as a latent. One tensor a tau_e."""
         enlarged = pad(resize(image.float(), height, width), self.pad_multiple)
         enlarged.mul_(2).sub_(1)
-        pictures, device = enlarged.chunk(len(enlarged)), self._turn_of(self.vae)
+        pictures, device = enlarged.chunk(len(enlarged)), self._bring_in(self.vae)
         latents: list[Tensor] = []
         for step in self._encoder_timesteps(timestep):
             encoder = networks.encoder(self.vae, None if step is None else torch.as_tensor(step, device=device))
@@ -560,7 +562,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             tiling: as for `encode`.
         """
         family = replace(self.family, encoder_timesteps=self._encoder_timesteps(timestep))
-        pictures, device = len(latents[0]), self._turn_of(self.unet)
+        pictures, device = len(latents[0]), self._bring_in(self.unet)
         embeds = self._prompt(prompt_embeds, pictures)
         prompts = [None] * pictures if embeds is None else embeds.chunk(pictures)
         inputs = family.unet_inputs(latents, generator)
@@ -626,7 +628,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         check_color_fix(color_fix)
         if color_fix != "none" and reference is None:
             raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
-        decoder, device = networks.decoder(self.vae), self._turn_of(self.vae)
+        decoder, device = networks.decoder(self.vae), self._bring_in(self.vae)
         each = [networks.run(decoder, z, device, self.free_memory, **tiling) for z in latents.chunk(len(latents))]
         picture = _as_batch(each)
         picture = picture.add_(1).div_(2)
@@ -738,8 +740,8 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             tile: side of a tile in output pixels; 0 takes that of `enable_tiling`, else chooses by picture size and
                 total memory, and does not tile when the picture fits. UNets with attention are tiled beyond 768x768,
                 networks that are tiled exactly beyond 1024x1024 on a CPU.
-            tile_overlap: output pixels that tiles share, for networks that normalise over space (128 by default, never
-                more than half a tile); others compute theirs.
+            tile_overlap: output pixels that blended tiles share (128 by default, never more than half a tile), in
+                practice those of Stable Diffusion's UNet; ctsr-mini and SD's autoencoder work out their own margins.
             color_fix: "none", "wavelet", "adain" or "lab"; the checkpoint's own by default.
             prompt_embeds: [1, tokens, dim] instead of the baked ones, or [B, tokens, dim], one a picture.
             generator: for families that start from noise; every picture starts from its present state. Or a list, one a
@@ -768,13 +770,23 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         wanted = wanted_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
         step_end = None if callback_on_step_end is None else partial(end_step, callback_on_step_end, wanted, self)
         tiling: Tiling = {"tile": tile or self.default_tile, "tile_overlap": tile_overlap, "callback": callback}
-        decode, results, choices = output_type != "latent", list[Tensor | Image.Image](), list[Choice]()
+        results: list[Tensor | Image.Image] = []
+        choices: list[Choice] = []
         each = zip(pictures, sizes, dials, prompts, noise, profiles_of(image), strict=True)
         for picture, size, dial, embeds, sources, profile in each:
             for source in sources:
                 chosen = [dial if dial is not None else self._chooser(picture, choices)]
                 (result,) = self.sweep(
-                    picture, size, chosen, timestep, embeds, source, color_fix, decode, step_end, **tiling
+                    picture,
+                    size,
+                    chosen,
+                    timestep=timestep,
+                    prompt_embeds=embeds,
+                    generator=source,
+                    color_fix=color_fix,
+                    decode=output_type != "latent",
+                    step_end=step_end,
+                    **tiling,
                 )
                 results.append(as_pil(result, profile) if output_type == "pil" else result)
         images = as_output(results, output_type)
@@ -787,6 +799,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         image: Tensor,
         size: tuple[int, int],
         dials: Sequence[float | Tensor | Chooser],
+        *,
         timestep: int | None = None,
         prompt_embeds: Tensor | None = None,
         generator: torch.Generator | None = None,
@@ -815,13 +828,14 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         # 2. One UNet pass (two in some families): z0, delta, kappa [1, C, H/f, W/f]
         ends = self.endpoints(encoded.latents, timestep, prompt_embeds, generator, **tiling)
         del encoded  # with the endpoints a gigabyte at 8K
-        for left, dial in zip(reversed(range(len(dials))), dials, strict=True):
+        for number, dial in enumerate(dials, start=1):
             # 3. Dial: z(t) [1, C, H/f, W/f]
             dial = dial(ends) if callable(dial) else dial
             dial = self.map_over(dial, ends, size) if isinstance(dial, Tensor) else dial
             z = self.blend(ends, dial)
             z = z if step_end is None else step_end(self.family.timesteps[0], z)
-            ends = ends if left else Endpoints(z)  # frees them before the last decode
+            if number == len(dials):
+                ends = Endpoints(z)  # the others are not needed any more: free them before the last decode
             # 4. Decode, crop, colours: [1, 3, H, W] in [0, 1]
             yield self.decode(z, size, image, fix, **tiling) if decode else z
 
@@ -900,7 +914,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         """One t or map [h, w] for each of `count` pictures, None for automatic ones.
 
         Raises:
-            ValueError: a dial that is none, or two.
+            ValueError: t is invalid, or t and t_map are both given.
         """
         if t_map is not None:
             if t is not None:

@@ -1,13 +1,22 @@
-"""CTSRAutoT: t chosen for a picture."""
+"""CTSRAutoT: t chosen for a picture, and where it must be higher."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from comfy_api.latest import io
 from torch import Tensor
 
+from . import host
 from .checks import split_image
-from .inputs import schema
-from .progress import working
+from .decode import model_for
+from .inputs import Ends, schema
+from .progress import Work, working
+from .values import HostEndpoints
+
+if TYPE_CHECKING:
+    from ..ctsr.assess.auto_t import Choice
 
 
 class CTSRAutoT(io.ComfyNode):
@@ -19,22 +28,67 @@ class CTSRAutoT(io.ComfyNode):
             node_id="CTSRAutoT",
             display_name="Auto t (CTSR)",
             search_aliases=["automatic t", "choose t", "realism fidelity"],
-            description="Chooses t for a picture from its noise, blur, JPEG squares and texture, and says why.",
-            inputs=[io.Image.Input("image", tooltip="The picture to enlarge. Of a batch the mean t is given.")],
+            description="Chooses t for a picture from its noise, blur, JPEG squares and texture, and says why. With "
+            "endpoints and vae it also finds places that must be more faithful, as a mask.",
+            inputs=[
+                io.Image.Input("image", tooltip="The picture to enlarge. Of a batch the mean t is given."),
+                Ends.Input(
+                    "endpoints",
+                    optional=True,
+                    tooltip="From OneStepSRUNet: then places are found whose realistic end departs from the picture.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="The VAE of LoadCTSR; needed with endpoints."),
+            ],
             outputs=[
                 io.Float.Output(display_name="t", tooltip="For t of TradeoffT or CTSRUpscale."),
                 io.String.Output(display_name="reasons", tooltip="Why, one line each."),
+                io.Mask.Output(
+                    display_name="t map",
+                    tooltip="t at every place: the mask of a TradeoffT with t 0, t_inside 1 and feather 0.",
+                ),
             ],
         )
 
     @classmethod
-    def execute(cls, image: Tensor) -> io.NodeOutput:
-        from ..ctsr.assess.auto_t import choose_t
-
+    def execute(
+        cls, image: Tensor, endpoints: HostEndpoints | None = None, vae: host.CTSRVAE | None = None
+    ) -> io.NodeOutput:
         rgb, _ = split_image(image)
-        with working(len(rgb)) as work:
-            choices = [choose_t(picture.cpu()) for picture in rgb.split(1)]
+        with working(len(rgb), ["decode"]) as work:
+            choices = choose(rgb, endpoints, vae, work)
             t = round(sum(choice.t for choice in choices) / len(choices), 2)
             lines = [line for choice in choices for line in choice.reasons]
             work.result = "\n".join(lines if len(choices) == 1 else [f"t = {t:g}, the mean of {len(choices)} pictures"])
-        return io.NodeOutput(t, "\n".join(lines))
+        return io.NodeOutput(t, "\n".join(lines), maps(choices, endpoints, rgb))
+
+
+def choose(rgb: Tensor, endpoints: HostEndpoints | None, vae: host.CTSRVAE | None, work: Work) -> list[Choice]:
+    """A choice for each picture [B, 3, h, w]; raises ValueError for endpoints that are not theirs."""
+    from ..ctsr.assess.auto_t import choose_t
+
+    if endpoints is None:
+        return [choose_t(picture.cpu()) for picture in rgb.split(1)]
+    if vae is None:
+        raise ValueError("endpoints need a VAE to be looked at: connect the VAE of LoadCTSR too.")
+    if len(endpoints.ends.z0) != len(rgb):
+        count = len(endpoints.ends.z0)
+        raise ValueError(
+            f"endpoints are of {count} pictures, but image has {len(rgb)}: connect those they were made of."
+        )
+    model = model_for(vae, endpoints)
+    work.memory = host.load(model, "decode", *endpoints.origin.size, 0)
+    return [
+        model.pipeline.choose_t(picture.cpu(), endpoints.row(number).ends)
+        for number, picture in enumerate(rgb.split(1))
+    ]
+
+
+def maps(choices: list[Choice], endpoints: HostEndpoints | None, rgb: Tensor) -> Tensor:
+    """MASK [B, h, w] of t, over the latents where there are endpoints, else over the pictures."""
+    cells = (rgb if endpoints is None else endpoints.ends.z0).shape[-2:]
+    each = [torch.full(cells, choice.t) if choice.t_map is None else choice.t_map.cpu() for choice in choices]
+    whole = torch.stack(each)
+    if endpoints is None:
+        return whole
+    height, width = (-(-side // endpoints.vae_scale_factor) for side in endpoints.origin.size)
+    return whole[:, :height, :width]  # without the padded border

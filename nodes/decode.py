@@ -12,9 +12,9 @@ from . import host
 from .checks import check_choice, whole
 from .inputs import COLOR_FIXES, LARGEST_TILE, color_fix_input, schema, tile_input
 from .latents import receive, turn
-from .plan import check_batch
 from .progress import Work, working
-from .values import Origin
+from .room import check_batch
+from .values import HostEndpoints, Origin
 
 if TYPE_CHECKING:
     from ..ctsr.images.color_fix import ColorFix
@@ -60,6 +60,16 @@ def model_of(vae: Any) -> host.HostModel:
     if not isinstance(vae, host.CTSRVAE):
         raise ValueError("vae is not a CTSR checkpoint's: connect the VAE of LoadCTSR, or use the host's VAE Decode.")
     return vae.model
+
+
+def model_for(vae: Any, endpoints: HostEndpoints) -> host.HostModel:
+    """The model of a VAE for `endpoints`; raises ValueError as `model_of`, or for those of another checkpoint."""
+    model, maker = model_of(vae), endpoints.origin.model_id
+    if maker != model.model_id:
+        raise ValueError(
+            f"endpoints were made by {maker}, but vae belongs to {model.model_id}: connect both to the same LoadCTSR."
+        )
+    return model
 
 
 def decode(

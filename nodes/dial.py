@@ -12,10 +12,10 @@ from torch import Tensor
 
 from . import host
 from .checks import check_choice, whole
-from .decode import decode, describe, model_of
+from .decode import decode, describe, model_for
 from .inputs import COLOR_FIXES, LARGEST_TILE, Ends, color_fix_input, dial_input, schema, tile_input
-from .plan import check_batch
 from .progress import Work, working
+from .room import check_batch
 from .tradeoff import masked
 from .values import HostEndpoints
 
@@ -70,11 +70,11 @@ class CTSRDial(io.ComfyNode):
     def execute(
         cls, vae: host.CTSRVAE, endpoints: HostEndpoints, t: float, painted: str, tile: int, color_fix: str
     ) -> io.NodeOutput:
-        from ..ctsr.families import blend, check_dial
+        from ..ctsr.families import check_dial
 
         check_dial("t", t)
         check_choice("color_fix", color_fix, COLOR_FIXES)
-        model, tile = model_of(vae), whole("tile", tile, 0, LARGEST_TILE)
+        model, tile = model_for(vae, endpoints), whole("tile", tile, 0, LARGEST_TILE)
         count = len(endpoints.ends.z0)
         check_batch(count, endpoints.origin.size)
         dials = painted_dials(endpoints, t, painted)
@@ -82,7 +82,7 @@ class CTSRDial(io.ComfyNode):
         with working(count + 2, ["decode"]) as work:
             for i in range(count):
                 row = endpoints.row(i)
-                z = blend(row.ends, dials[i % len(dials)]) / endpoints.scaling_factor
+                z = row.latent_at(dials[i % len(dials)])
                 images.add(decode(model, z, row.origin, tile, color_fix, work, i))
             files = shown(cls, model, endpoints, tile, color_fix, work, count)
             work.result = describe(images.result())
@@ -104,15 +104,13 @@ def shown(
     cls: Any, model: host.HostModel, endpoints: HostEndpoints, tile: int, color_fix: str, work: Work, done: int
 ) -> dict[str, Any]:
     """Files of both ends and the input of the first picture."""
-    from ..ctsr.families import blend
-
     z0, made_with = endpoints.ends.z0, (model.model_id, tile, color_fix)
     known = SHOWN.get(id(z0))
     if known is not None and known.made_with == made_with:
         return known.files
     row, files = endpoints.row(0), dict[str, Any]()
     for number, (name, t) in enumerate((("realistic", 0.0), ("faithful", 1.0)), done):
-        z = blend(row.ends, t) / endpoints.scaling_factor
+        z = row.latent_at(t)
         files[name] = save(cls, decode(model, z, row.origin, tile, color_fix, work, number))
     if row.origin.reference is not None and not row.origin.turn:
         files["input"] = save(cls, row.origin.reference.movedim(1, -1))

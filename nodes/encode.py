@@ -9,8 +9,8 @@ from . import host
 from .checks import split_image, whole
 from .inputs import LARGEST_TILE, even_input, hdr_input, model_input, scale_input, schema, tile_input
 from .latents import make_latent
-from .plan import check_graph
 from .progress import Work, working
+from .room import check_graph
 from .target import LARGEST_SIDE, Target
 from .values import Origin
 

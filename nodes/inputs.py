@@ -21,6 +21,7 @@ Ends = io.Custom("CTSR_ENDPOINTS")
 COLOR_FIXES = ["none", "wavelet", "adain", "lab"]
 CATEGORY = "image/upscaling/CTSR"
 LARGEST_TILE = 8192
+MOST_STEADY = 0.95
 ENDS_OF_T = "0 = most realistic (invents fine detail), 1 = most faithful (keeps to the picture)."
 
 
@@ -176,7 +177,7 @@ def steady_input(default: float) -> io.Input:
         "steady",
         default=default,
         min=0.0,
-        max=0.95,
+        max=MOST_STEADY,
         step=0.05,
         tooltip="Keeps still parts of a video still: share of the frames before, 0 to 0.95, where nothing moves. 0 "
         "takes every frame by itself; 0.7 leaves 0.4 of the flicker. Only for frames in their order.",

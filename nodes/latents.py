@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 KEY = "ctsr"
 """Of the entry in a LATENT."""
 TURNS = range(8)
-"""Number of quarter turns (0 to 3), and 4 more for a mirror before them."""
+"""The 8 orientations: n % 4 quarter turns, and for n of 4 and more a mirror from top to bottom before them."""
 ALIKE = 0.8
-"""Least correlation of a resized latent with the one that it was made of; the mean of a channel counts for nothing."""
+"""Least correlation of a resized latent with the one that it was made of; each channel's mean is subtracted before."""
 
 Warn = Callable[[str], None]
 
@@ -50,14 +50,14 @@ class Window:
     box: tuple[int, int, int, int]
 
 
-known: WeakSet[Entry] = WeakSet()
+remembered: WeakSet[Entry] = WeakSet()
 """All entries that somebody still keeps."""
 
 
 def make_latent(samples: Tensor, origin: Origin) -> dict[str, Any]:
     """A LATENT: unscaled samples [B, C, h, w] in the network's orientation, turned as `origin` says, and its entry."""
     entry = Entry(turn(samples, origin.turn), origin)
-    known.add(entry)
+    remembered.add(entry)
     return {"samples": entry.samples, KEY: entry}
 
 
@@ -76,6 +76,9 @@ def turn_back(x: Tensor, number: int) -> Tensor:
 
 def read_latent(latent: dict[str, Any], model_id: str, factor: int, warn: Warn) -> tuple[Tensor, Origin]:
     """Samples [B, C, h, w] of a LATENT in the network's orientation, and where they come from.
+
+    In this order: untouched samples of ours; the same numbers in another order, turned, or a part of them; samples
+    without an entry, of which only the size is known; ours resized or changed in place.
 
     Args:
         latent: `samples`, and perhaps an entry.
@@ -96,11 +99,11 @@ def read_latent(latent: dict[str, Any], model_id: str, factor: int, warn: Warn) 
         )
     if entry is not None and entry.samples is samples:
         return turn_back(samples, entry.origin.turn), entry.origin
-    candidates = [x for x in (entry, *known) if x is not None and x.origin.model_id == model_id]
+    candidates = [x for x in (entry, *remembered) if x is not None and x.origin.model_id == model_id]
     found = find_windows(samples, candidates)
     if found is not None:
         number, windows = found
-        return turn_back(samples, number).contiguous(), join([cut(x, factor) for x in windows], number)
+        return turn_back(samples, number).contiguous(), merge_origins([crop_origin(x, factor) for x in windows], number)
     if entry is None:
         return samples, Origin(model_id, (samples.shape[-2] * factor, samples.shape[-1] * factor))
     return resized_or_changed(samples, entry, factor, warn)
@@ -153,7 +156,7 @@ def find_part(whole: Tensor, part: Tensor) -> tuple[int, int] | None:
     return None
 
 
-def cut(window: Window, factor: int) -> Origin:
+def crop_origin(window: Window, factor: int) -> Origin:
     """Where one sample comes from: the origin of a row and, where it shows a part of it, of that part alone."""
     origin = window.entry.origin.row(window.row)
     top, left, h, w = window.box
@@ -182,7 +185,7 @@ def part_of(picture: Tensor | None, size: tuple[int, int], box: tuple[int, int, 
     return None if picture is None else resize(picture, *size)[..., top : top + height, left : left + width].clamp(0, 1)
 
 
-def join(origins: Sequence[Origin], number: int) -> Origin:
+def merge_origins(origins: Sequence[Origin], number: int) -> Origin:
     """One origin of a batch whose samples come from these, all turned by `number`.
 
     Raises:
@@ -222,8 +225,10 @@ def resized_or_changed(samples: Tensor, entry: Entry, factor: int, warn: Warn) -
     if found is not None:
         number, windows = found
         upright = turn_back(samples, number).contiguous()
-        origins = [replace(cut(window, factor), second=None) for window in windows]
-        return upright, join([scale(x, w, upright, factor) for x, w in zip(origins, windows, strict=True)], number)
+        origins = [replace(crop_origin(window, factor), second=None) for window in windows]
+        return upright, merge_origins(
+            [scale_origin(x, w, upright, factor) for x, w in zip(origins, windows, strict=True)], number
+        )
     (height, width), (old_height, old_width) = samples.shape[-2:], before.shape[-2:]
     if sorted(origin.size) == sorted((old_height * factor, old_width * factor)):  # no border
         warn("A node before this one changed the latent's size or batch: colours are as they are decoded.")
@@ -243,7 +248,7 @@ def find_resized(samples: Tensor, entry: Entry) -> tuple[int, list[Window]] | No
         upright = turn_back(samples, number)
         boxes = {(0, 0, before.shape[-2], before.shape[-1]), centre(before, upright)}
         windows = [Window(entry, row, box) for box in boxes for row in range(len(before))]
-        likeness = correlate(upright, torch.cat([shown(before, box, upright) for box in boxes]))
+        likeness = correlate(upright, torch.cat([resized_part(before, box, upright) for box in boxes]))
         values, places = likeness.max(dim=1)
         if float(values.min()) > best[0]:
             best = float(values.min()), number, [windows[place] for place in places.tolist()]
@@ -258,7 +263,7 @@ def centre(before: Tensor, after: Tensor) -> tuple[int, int, int, int]:
     return top, left, old_h - 2 * top, old_w - 2 * left
 
 
-def shown(before: Tensor, box: tuple[int, int, int, int], after: Tensor) -> Tensor:
+def resized_part(before: Tensor, box: tuple[int, int, int, int], after: Tensor) -> Tensor:
     """A part of `before` [B, C, h, w] at the size of `after`."""
     top, left, h, w = box
     part = before[..., top : top + h, left : left + w].float()
@@ -271,7 +276,7 @@ def correlate(one: Tensor, other: Tensor) -> Tensor:
     return F.normalize(flat[0], dim=1) @ F.normalize(flat[1], dim=1).T
 
 
-def scale(origin: Origin, window: Window, after: Tensor, factor: int) -> Origin:
+def scale_origin(origin: Origin, window: Window, after: Tensor, factor: int) -> Origin:
     """The origin of a window, of which `after` is a resized copy."""
     *_, h, w = window.box
     cells: tuple[int, int] = (after.shape[-2], after.shape[-1])
@@ -285,7 +290,7 @@ def scale(origin: Origin, window: Window, after: Tensor, factor: int) -> Origin:
 def receive(
     model: HostModel, latent: dict[str, Any], work: Work, pad_multiple: int | None = None
 ) -> tuple[Tensor, Origin]:
-    """`read_latent` of what a node was given for `model`.
+    """Checks a LATENT that a node was given, and returns it in the network's orientation, with its origin.
 
     Args:
         model: that will take the samples.

@@ -7,10 +7,10 @@ from comfy_api.latest import io
 
 from . import host
 from .checks import check_choice, whole
-from .decode import decode, describe, model_of
+from .decode import decode, describe, model_for
 from .inputs import COLOR_FIXES, LARGEST_TILE, Ends, color_fix_input, schema, tile_input
-from .plan import check_batch
 from .progress import working
+from .room import check_batch
 from .values import HostEndpoints
 
 MOST = 21
@@ -50,16 +50,9 @@ class CTSRSweep(io.ComfyNode):
     def execute(
         cls, vae: host.CTSRVAE, endpoints: HostEndpoints, count: int, tile: int, color_fix: str
     ) -> io.NodeOutput:
-        from ..ctsr.families import blend
-
         count, tile = whole("count", count, 2, MOST), whole("tile", tile, 0, LARGEST_TILE)
         check_choice("color_fix", color_fix, COLOR_FIXES)
-        model, origin = model_of(vae), endpoints.origin
-        if origin.model_id != model.model_id:
-            raise ValueError(
-                f"endpoints were made by {origin.model_id}, but vae belongs to {model.model_id}: connect both to the "
-                "same LoadCTSR."
-            )
+        model, origin = model_for(vae, endpoints), endpoints.origin
         dials = [round(i / (count - 1), 2) for i in range(count)]
         pictures = len(endpoints.ends.z0)
         check_batch(pictures * count, origin.size)
@@ -68,7 +61,7 @@ class CTSRSweep(io.ComfyNode):
             for i in range(pictures):  # every picture's values of t together
                 row = endpoints.row(i)
                 for number, t in enumerate(dials, i * count):
-                    z = blend(row.ends, t) / endpoints.scaling_factor
+                    z = row.latent_at(t)
                     images.add(decode(model, z, row.origin, tile, color_fix, work, number))
                 done = images.so_far()[i * count :]
                 strips.add(strip(list(done.split(1)), dials))

@@ -55,7 +55,7 @@ class TradeoffT(io.ComfyNode):
     def execute(
         cls, endpoints: HostEndpoints, t: float, t_inside: float, feather: int, mask: Tensor | None = None
     ) -> io.NodeOutput:
-        from ..ctsr.families import blend, check_dial
+        from ..ctsr.families import check_dial
 
         check_dial("t", t)
         check_dial("t_inside", t_inside)
@@ -70,7 +70,7 @@ class TradeoffT(io.ComfyNode):
             z = host.Batch(count)
             for i in range(count):
                 dial = dials[i % len(dials)]  # one for all, or one a picture
-                z.add(blend(endpoints.row(i).ends, dial) / endpoints.scaling_factor)
+                z.add(endpoints.row(i).latent_at(dial))
             return io.NodeOutput(make_latent(z.result(), origin))
 
 

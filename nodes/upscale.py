@@ -12,6 +12,7 @@ from .encode import encode
 from .inputs import (
     COLOR_FIXES,
     LARGEST_TILE,
+    MOST_STEADY,
     color_fix_input,
     dial_input,
     even_input,
@@ -23,14 +24,13 @@ from .inputs import (
     target_inputs,
     tile_input,
 )
-from .plan import check_batch
 from .progress import Work, working
+from .room import check_batch
 from .steady import Steadier
 from .target import Target
 from .unet import restore
 
 STAGES = ["encode", "unet", "decode"]
-MOST_STEADY = 0.95
 
 
 class CTSRUpscale(io.ComfyNode):
@@ -127,11 +127,9 @@ class Upscaler:
 
     def __call__(self, rgb: Tensor, alpha: Tensor | None, work: Work, number: int) -> Tensor:
         """IMAGE [1, H, W, 3 or 4] of one picture [1, 3, h, w] in [0, 1], number `number` of the work."""
-        from ..ctsr.families import blend
-
         samples, origin = encode(self.model, rgb, alpha, self.size, None, 0, self.tile, work, number)
         ends = restore(self.model, samples, origin, self.tile, work, number)
-        z, seen = self.steadier(blend(ends.ends, self.t) / ends.scaling_factor, rgb.float())
+        z, seen = self.steadier(ends.latent_at(self.t), rgb.float())
         del samples, ends  # a gigabyte at 8K
         origin = origin.seeing(seen)
         return decode(self.model, z, origin, self.tile, self.color_fix, work, number)

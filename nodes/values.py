@@ -64,6 +64,12 @@ class HostEndpoints:
     vae_scale_factor: int
     origin: Origin
 
+    def latent_at(self, t: float | Tensor) -> Tensor:
+        """What a LATENT holds at t (a number, or a map as `ctsr.families.blend` takes it): z(t) / s, [B, C, h, w]."""
+        from ..ctsr.families import blend
+
+        return blend(self.ends, t) / self.scaling_factor
+
     def row(self, number: int) -> HostEndpoints:
         """That of one picture of the batch."""
         z0, delta, kappa = self.ends.z0, self.ends.delta, self.ends.kappa

@@ -22,8 +22,8 @@ from .inputs import (
     target_inputs,
     tile_input,
 )
-from .plan import check_batch
 from .progress import working
+from .room import check_batch
 from .target import Target
 from .upscale import STAGES, Upscaler
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 LIBRARY = sorted((ROOT / "ctsr").rglob("*.py"))
 NODES = sorted((ROOT / "nodes").rglob("*.py"))
-USERS_OF_IT = re.compile(r"(comfy\w*|folder_paths|nodes|training|tests|benchmarks)(\.|$)")
+USERS_OF_IT = re.compile(r"(comfy\w*|folder_paths|server|nodes|training|tests|benchmarks)(\.|$)")
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", "venv", "__pycache__", ".*_cache", "*.egg-info", "build", "dist", "runs", "examples"
 )
@@ -188,8 +188,17 @@ def test_the_walk_resolves_relative_imports():
 # ------------------------------------------------------------------------------------------------------------ nodes
 
 MANAGES_MEMORY = "host.py"
-OF_THE_HOST = re.compile(r"(comfy|comfy_api|folder_paths)(\.|$)")
-HOSTLESS = {"__init__.py", "checks.py", "latents.py", "masks.py", "values.py"}
+OF_THE_HOST = re.compile(r"(comfy|comfy_api|comfy_execution|folder_paths|server)(\.|$)")
+HOSTLESS = {
+    "__init__.py",
+    "checks.py",
+    "frames.py",
+    "latents.py",
+    "masks.py",
+    "steady.py",
+    "target.py",
+    "values.py",
+}
 HEAVY = re.compile(r"(diffusers|transformers|peft|accelerate|huggingface_hub|xformers|training|ctsr)(\.|$)")
 
 
@@ -258,6 +267,7 @@ def test_training_imports_go_down_and_stand_at_the_top(path):
     rooms = {name.split(".")[1] for name in imported(tree) if name.startswith("training.")}
     assert rooms <= ROOMS_BELOW[own] | {own}
     assert not [name for name in set(imported(tree)) - imported_at_import(tree) if name.startswith("training")]
+    assert not [name for name in imported(tree) if OF_THE_HOST.match(name) or name.split(".")[0] == "nodes"]
 
 
 def test_no_modules_of_training_import_each_other_in_a_circle():

@@ -25,9 +25,9 @@ from ..images.read import readable_suffixes
 from ..precision import Precision
 from ..whole_file import whole_file
 from .finished import Finished
+from .jobs import Job, Naming, plan
 from .lazy_pipeline import LazyPipeline
 from .options import Options
-from .plan import Job, Naming, plan
 from .run import Outcome, attempt
 from .upscale import upscale
 

@@ -1,8 +1,9 @@
-"""The command line: `ctsr upscale`, `ctsr sweep`, `ctsr evaluate`, `ctsr convert`, `ctsr info`.
+"""The command line `ctsr`; its other commands are in `cli_batch`, `cli_hub` and `cli_looks`.
 
-Everything a person reads goes to stderr, but for what `info` prints and the scores of `evaluate`. Exit codes: 0; 1 when
-a picture failed; 2 for arguments or a model that cannot be used, before anything is written; 130 after Ctrl-C. The
-modules that need torch are imported inside the commands, so that `--help` need not wait for them.
+What was asked for goes to stdout (`info`, `plan`, `--dry-run`, scores of `evaluate`, findings of `report`), progress
+and errors to stderr. Exit codes: 0; 1 when a picture failed; 2 for arguments or a model that cannot be used, before
+anything is written; 130 after Ctrl-C. The modules that need torch are imported inside the commands, so that `--help`
+need not wait for them.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
 
     from .evaluate import Pair, Task
     from .finished import Finished
-    from .plan import Job
+    from .jobs import Job
     from .run import Outcome
 
 app = typer.Typer(
@@ -137,9 +138,9 @@ def upscale_command(
     with report_errors(console), TemporaryDirectory() as folder:
         from .devices import parse_devices
         from .finished import Finished
+        from .jobs import Naming, check_encoding, plan
         from .options import parse_t
         from .pipes import PIPE, give_output, output_file, take_input
-        from .plan import Naming, check_encoding, plan
 
         encoding = make_encoding(quality, lossless, bit_depth)
         wanted = make_size(scale, size, fit, long_side, megapixels)
@@ -187,8 +188,8 @@ def sweep_command(
     """
     console = Console(stderr=True)
     with report_errors(console):
+        from .jobs import Job
         from .options import parse_dials
-        from .plan import Job
         from .run import run
         from .upscale import sweep
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .arguments import one_device
 from .console import report_errors, say
 
 
@@ -48,14 +49,11 @@ def report_command(
     """
     console = Console(stderr=True)
     with report_errors(console):
-        import torch
-
         from .lazy_pipeline import LazyPipeline
         from .looks import write_report
 
         target = output or Path(f"{result.stem}-report.html")
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = None if model == "none" else LazyPipeline(model, "auto", device)
+        loaded = None if model == "none" else LazyPipeline(model, "auto", one_device("auto"))
         found = write_report(source, result, target, loaded)
         for finding in found.findings:
             typer.echo(f"{finding.kind}: {finding.text}")
@@ -74,12 +72,9 @@ def app_command(
     """
     console = Console(stderr=True)
     with report_errors(console):
-        import torch
-
         from .gui import serve
         from .lazy_pipeline import LazyPipeline
 
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        loaded = LazyPipeline(model, "auto", device)
+        loaded = LazyPipeline(model, "auto", one_device("auto"))
         say(console, f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends it.")
         serve(loaded, port)

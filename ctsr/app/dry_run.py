@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import get_args
 
 import torch
-from PIL import ExifTags, Image
 
 from ..errors import CTSRError
-from ..images.frames import look_for_frames
-from ..images.optional_formats import is_raw_under_another_name, optional_format
-from ..images.read import read_picture, reading
+from ..images.header import read_header
+from ..images.read import read_picture
+from ..runtime.cost import duration
 from ..runtime.memory import BUFFER_BYTES
-from ..tiling import networks
 from ..tiling.networks import Stage
 from .finished import Finished
-from .plan import Job
+from .jobs import Job
 from .upscale import check_picture, restore
 
 WARM_UP_PIXELS = 10**6
-SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations
 
 
 @dataclass(frozen=True)
@@ -65,41 +60,21 @@ def describe(job: Job, found: Finished) -> Entry:
     if state != "absent":
         return Entry(job, f"{job.target}: finished" if state == "finished" else f"Left as it is: {job.target} {why}")
     try:
-        width, height, count = size_of(job.source)
+        header = read_header(job.source)
     except CTSRError as error:
         return Entry(job, f"Error: {error}")
-    new_height, new_width = found.options.size.of(height, width)
-    frames = f", {count} frames" if count > 1 else ""
-    line = f"{job.source} ({width}x{height}{frames}) -> {job.target} ({new_width}x{new_height})"
-    return Entry(job, line, count * new_height * new_width, (new_height, new_width))
-
-
-def size_of(path: Path) -> tuple[int, int, int]:
-    """Width and height of a file as it is seen, and the number of frames; decodes only what must be (RAW, HEIC).
-
-    Raises:
-        ImageReadError: it cannot be read.
-    """
-    with reading(path):
-        is_plain = optional_format(path) is None
-    with contextlib.suppress(CTSRError), reading(path), Image.open(path) as image:
-        if is_plain and not is_raw_under_another_name(image):
-            turned = image.format != "TIFF" and image.getexif().get(ExifTags.Base.Orientation) in SIDEWAYS
-            width, height = image.size[::-1] if turned else image.size
-            return width, height, len(look_for_frames(path).indices)
-    picture = read_picture(path)
-    return picture.width, picture.height, 1
+    new_height, new_width = found.options.size.of(header.height, header.width)
+    frames = f", {header.frames} frames" if header.frames > 1 else ""
+    line = f"{job.source} ({header.width}x{header.height}{frames}) -> {job.target} ({new_width}x{new_height})"
+    return Entry(job, line, header.frames * new_height * new_width, (new_height, new_width))
 
 
 def peak_memory(found: Finished, size: tuple[int, int]) -> int:
     """Bytes for a result of that height and width: its buffers and the largest of the stages."""
-    pipe, device, tile = found.model.pipeline, found.model.device, found.options.tile
-    cells = [-(-side // pipe.pad_multiple) * pipe.pad_multiple // pipe.vae_scale_factor for side in size]
-    memory, needs = networks.work_memory(device), list[int]()
-    for stage in get_args(Stage):
-        network = pipe.network(stage)
-        side = networks.choose_tile(network, cells[0], cells[1], tile, device)
-        needs.append(networks.predicted_memory(network, cells[0], cells[1], side, memory, device))
+    needs = [
+        found.model.pipeline.predicted_memory(stage, *size, found.options.tile, found.model.device)
+        for stage in get_args(Stage)
+    ]
     return size[0] * size[1] * BUFFER_BYTES + max(needs)
 
 
@@ -120,12 +95,5 @@ def estimate(todo: Sequence[Entry], total: int, found: Finished) -> Iterator[str
         if found.model.device.type != "cpu":
             torch.accelerator.synchronize(found.model.device)
         each = (time.perf_counter() - began) / (height * width)
-        yield f"time: about {describe_seconds(each * total)} ({1e6 * each:.2g} s a megapixel, as {entry.job.source})"
+        yield f"time: {duration(each * total)} ({1e6 * each:.2g} s a megapixel, as {entry.job.source})"
         return
-
-
-def describe_seconds(seconds: float) -> str:
-    """Such as "40 s", "12 min", "3.5 h"."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

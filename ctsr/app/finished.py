@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..images.settings import is_whole, read_settings
+from .jobs import Job
 from .lazy_pipeline import LazyPipeline
 from .options import Options
-from .plan import Job
 from .upscale import settings_of
 
 State = Literal["absent", "finished", "other"]

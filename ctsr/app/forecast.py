@@ -4,16 +4,11 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from PIL import ExifTags, Image
-
 from ..errors import ImageReadError
-from ..images.read import read_picture
+from ..images.header import read_header
 from ..images.tensors import check_size
+from .jobs import find_pictures
 from .options import Options
-from .plan import find_pictures
-
-TURNED = (5, 6, 7, 8)
-"""EXIF orientations that exchange height and width."""
 
 
 def result_sizes(inputs: Sequence[Path], frames: str | None, options: Options) -> list[tuple[int, int]]:
@@ -40,27 +35,15 @@ def result_sizes(inputs: Sequence[Path], frames: str | None, options: Options) -
 
 
 def shapes_of(path: Path) -> Iterator[tuple[int, int]]:
-    """Height and width of a picture, or of all in a folder that can be read."""
-    if not path.is_dir():
-        yield shape_of(path)
-        return
-    for picture in find_pictures(path, Path()):
+    """Height and width of a file's pictures, or of all in a folder that can be read."""
+    for picture in find_pictures(path, Path()) if path.is_dir() else [path]:
         try:
-            yield shape_of(picture)
+            header = read_header(picture)
         except ImageReadError:
+            if not path.is_dir():
+                raise
             continue  # the run reports it and goes on
-
-
-def shape_of(path: Path) -> tuple[int, int]:
-    """Upright height and width, from the header where Pillow knows the format."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation) in TURNED
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        picture = read_picture(path, keep_metadata=False)
-        return picture.height, picture.width
-    return (width, height) if turned else (height, width)
+        yield from [(header.height, header.width)] * header.frames
 
 
 def parse_frames(text: str) -> list[tuple[int, int]]:

@@ -44,7 +44,7 @@ def _device_name(device: torch.device) -> str:
     memory = f"{total_memory(device) / 2**30:.1f} GiB"
     if device.type == "cuda":
         return f"cuda ({torch.cuda.get_device_name(device)}, {memory})"
-    return f"cpu ({torch.get_num_threads()} threads, {memory})"
+    return f"{device} ({torch.get_num_threads()} threads, {memory})" if device.type == "cpu" else f"{device} ({memory})"
 
 
 def _precision_reason(model: LazyPipeline, precision: Precision) -> str:
@@ -53,7 +53,7 @@ def _precision_reason(model: LazyPipeline, precision: Precision) -> str:
     taken = names[model.dtype]
     if precision != "auto":
         return f"{taken} (as asked)"
-    processor = "this GPU" if model.device.type == "cuda" else "this processor"
+    processor = "this processor" if model.device.type == "cpu" else "this GPU"
     reason = f"{taken} (auto: {processor} has {'' if taken == 'bf16' else 'no '}bf16 in hardware)"
     if (unet := names[model.pipeline.unet.dtype]) != taken:
         gain = model.pipeline.family.gain

@@ -16,13 +16,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from logging.handlers import QueueHandler, QueueListener
+from types import FrameType
 from typing import Any
 
 import torch
 
 from .console import share_done
 from .finished import Finished
-from .plan import Job
+from .jobs import Job
 from .run import Outcome, attempt
 from .upscale import upscale
 
@@ -134,7 +135,11 @@ def _noted_ctrl_c() -> Generator[threading.Event, None, None]:
     if threading.current_thread() is not threading.main_thread():
         yield pressed
         return
-    before = signal.signal(signal.SIGINT, lambda *_: pressed.set())
+
+    def note(_number: int, _frame: FrameType | None) -> None:
+        pressed.set()
+
+    before = signal.signal(signal.SIGINT, note)
     try:
         yield pressed
     finally:

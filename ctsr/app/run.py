@@ -9,7 +9,7 @@ from typing import Literal
 from ..errors import CheckpointError, CTSRError, OutputFolderError, first_line
 from ..tiling.tiles import is_out_of_memory
 from .claims import claim
-from .plan import Job
+from .jobs import Job
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def run(jobs: Iterable[Job], work: Callable[[Job], str], found: Found | None = N
     Those that another run has claimed come last: if that run has not finished them, this one does.
 
     Args:
-        jobs: see `plan`.
+        jobs: see `jobs.plan`.
         work: makes one picture and says what it made.
         found: tells what is there; None where every job is done again, whatever is there, and without claims.
 

@@ -22,9 +22,9 @@ from ..pipeline import Progress
 from ..runtime.memory import BUFFER_SHARE, check_room
 from ..tiling.tiles import total_memory
 from ..whole_file import digest
+from .jobs import Job
 from .lazy_pipeline import LazyPipeline
 from .options import Options
-from .plan import Job
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +180,13 @@ def turn_dial(
 ) -> Iterator[tuple[float, Tensor]]:
     """Each t and its picture [1, 3, *size] on the CPU; one encode, one UNet pass."""
     results = model.pipeline.sweep(
-        rgb, size, dials, None, None, start_noise(), options.color_fix, tile=options.tile, callback=callback
+        rgb,
+        size,
+        dials,
+        generator=start_noise(),
+        color_fix=options.color_fix,
+        tile=options.tile,
+        callback=callback,
     )
     for t, result in zip(dials, results, strict=True):
         yield t, result.cpu()

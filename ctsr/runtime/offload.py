@@ -113,15 +113,16 @@ class ExecutionMixin:
         """
         if self.unet_variant is not None:  # its hooks come and go, which torch.compile does not look for by default
             cast(Any, torch)._dynamo.config.skip_nnmodule_hook_guards = False
-        vae: Any = self.vae
-        for module in (self.unet, vae.encoder, vae.decoder):
-            cast(Any, module).compile(**options)
+        parts = [getattr(self.vae, name, None) for name in ("encoder", "decoder")]  # ctsr-mini's decoder has no layers
+        for module in (self.unet, *parts):
+            if module is not None:
+                cast(Any, module).compile(**options)
 
-    def _turn_of(self, module: nn.Module) -> torch.device:
-        """Where a network computes, after all other offloaded ones have left the device.
+    def _bring_in(self, module: nn.Module) -> torch.device:
+        """Offloads every other network, and returns where this one computes.
 
-        diffusers' own order knows of no way back from the UNet to the autoencoder. A network stays until another one
-        needs the room, or until `maybe_free_model_hooks()`.
+        diffusers expects each network to run once, in order; we go from the autoencoder to the UNet and back. A network
+        stays until another one needs the room, or until `maybe_free_model_hooks()`.
         """
         for hook in getattr(self, "_all_hooks", []):
             if hook.model is not module:

@@ -25,7 +25,7 @@ from ..precision import in_fp32
 from . import heap, tiles
 from .layers import is_compiled, reporting_layers
 from .sd_vae import schedule
-from .sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, reach
+from .sd_vae.levels import Levels, decoder_levels, encoder_levels, has_levels, reach
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,11 @@ class Network:
         call: [B, C, h * read_scale, w * read_scale] -> [B, C', h * write_scale, w * write_scale], the module's dtype.
         read_scale: input samples a latent on each side.
         write_scale: output samples a latent on each side.
-        halo: latents around a tile that its result depends on; None for one whose tiles are blended.
+        halo: latents around a tile that its result depends on: of an "exact" network exactly, of one in levels those
+            that its tiled levels reach, by which memory is predicted; None for "blended".
         align: latents that a tile's position and size must be multiples of.
         bytes_per_pixel: working memory a pixel of the picture, without input and output.
-        stages: the same network in stages, if it is one that `sd_vae.schedule` runs.
+        levels: Stable Diffusion's autoencoder level by level, as `sd_vae.schedule` runs it; else empty.
         attends: every latent of a tile sees all others.
     """
 
@@ -74,8 +75,15 @@ class Network:
     halo: int | None
     align: int
     bytes_per_pixel: float
-    stages: Stages = ()
+    levels: Levels = ()
     attends: bool = False
+
+    @property
+    def tiling(self) -> Literal["exact", "levels", "blended"]:
+        """How its tiles are put together: with a halo and nothing lost, level by level, or blended over an overlap."""
+        if self.levels:
+            return "levels"
+        return "blended" if self.halo is None else "exact"
 
     @property
     def bytes_per_cell(self) -> float:
@@ -117,7 +125,7 @@ def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
             one, for which a GPU waits.
     """
     factor = forward.vae_scale_factor(vae)
-    stages = encoder_stages(cast(AutoencoderKL, vae), timestep) if has_stages(vae) else ()
+    levels = encoder_levels(cast(AutoencoderKL, vae), timestep) if has_levels(vae) else ()
     return Network(
         "encode",
         vae,
@@ -125,17 +133,17 @@ def encoder(vae: nn.Module, timestep: Timestep | None) -> Network:
         partial(forward.encode, vae, timestep=timestep),
         read_scale=factor,
         write_scale=1,
-        halo=_tiles_halo(stages) if stages else _cells_of(getattr(vae, "encoder_halo", None), factor),
+        halo=_tiles_halo(levels) if levels else _cells_of(getattr(vae, "encoder_halo", None), factor),
         align=1,
         bytes_per_pixel=bytes_per_pixel(vae, "encode", factor),
-        stages=stages,
+        levels=levels,
     )
 
 
 def decoder(vae: nn.Module) -> Network:
     """Unscaled latents -> picture in about [-1, 1]."""
     factor = forward.vae_scale_factor(vae)
-    stages = decoder_stages(cast(AutoencoderKL, vae)) if has_stages(vae) else ()
+    levels = decoder_levels(cast(AutoencoderKL, vae)) if has_levels(vae) else ()
     return Network(
         "decode",
         vae,
@@ -143,16 +151,16 @@ def decoder(vae: nn.Module) -> Network:
         partial(forward.decode, vae),
         read_scale=1,
         write_scale=factor,
-        halo=_tiles_halo(stages) if stages else _cells_of(getattr(vae, "decoder_halo", None), factor),
+        halo=_tiles_halo(levels) if levels else _cells_of(getattr(vae, "decoder_halo", None), factor),
         align=1,
         bytes_per_pixel=bytes_per_pixel(vae, "decode", factor),
-        stages=stages,
+        levels=levels,
     )
 
 
-def _tiles_halo(stages: Stages) -> int:
-    """Latents that the stages which may be tiled reach; the one at the latents' resolution never is."""
-    return reach(tuple(stage for stage in stages if stage.scale > 1))
+def _tiles_halo(levels: Levels) -> int:
+    """Latents that the levels which may be tiled reach; the one at the latents' resolution never is."""
+    return reach(tuple(level for level in levels if level.scale > 1))
 
 
 def unet(module: nn.Module, factor: int, timestep: Timestep, prompt_embeds: Tensor | None) -> Network:
@@ -199,8 +207,7 @@ def choose_tile(network: Network, height: int, width: int, tile: int, device: to
     fitting = tiles.choose_tile(height, width, network.bytes_per_cell, total, margin=network.halo or 0)
     if network.attends and height * width > ATTENTION_TILE**2:
         return min(fitting or ATTENTION_TILE, ATTENTION_TILE)
-    exact = network.halo is not None and not network.stages
-    if exact and device.type == "cpu" and max(height, width) > CPU_TILE // network.factor:
+    if network.tiling == "exact" and device.type == "cpu" and max(height, width) > CPU_TILE // network.factor:
         return min(fitting or tiles.TILE_LADDER[0], CPU_TILE // network.factor)
     return fitting
 
@@ -218,7 +225,7 @@ def tiles_at_once(
     Blended ones on a GPU only, where a small tile leaves most of it idle. On a CPU a batch is no faster by much, and
     between tiles is where a run can be cancelled.
     """
-    if tile is None or network.halo is not None or device.type == "cpu":
+    if tile is None or network.tiling != "blended" or device.type == "cpu":
         return 1
     one = tiles.working_memory(min(tile, height), min(tile, width), network.bytes_per_cell)
     return max(1, min(MOST_TILES, int(budget // one)))
@@ -239,9 +246,9 @@ def predicted_memory(
     """
     if tile is None:
         return tiles.working_memory(height, width, network.bytes_per_cell)
-    if network.stages:
+    if network.levels:
         size = network.module_dtype.itemsize
-        return int(size * schedule.working_values(network.stages, height, width, tile, budget / size))
+        return int(size * schedule.working_values(network.levels, height, width, tile, budget / size))
     side = tile + 2 * (network.halo or 0)
     one = tiles.working_memory(min(side, height), min(side, width), network.bytes_per_cell)
     return one * tiles_at_once(network, height, width, tile, budget, device)
@@ -254,8 +261,8 @@ def describe_tiles(network: Network, height: int, width: int, tile: int | None, 
     pixels = f"tiles of {tile * network.factor} pixels"
     if network.halo is None:
         return f"{pixels} (blended)"
-    if network.stages:
-        groups = schedule.plan(network.stages, height, width, tile, budget / network.module_dtype.itemsize)
+    if network.levels:
+        groups = schedule.plan(network.levels, height, width, tile, budget / network.module_dtype.itemsize)
         if not {"tiles", "windows"} & {group.way for group in groups}:
             return "untiled, in layers"
         return f"{pixels} (normalised as one picture)"
@@ -280,17 +287,17 @@ def run_tiled(
         overlap: latents that blended tiles share, at most half a tile.
         on_tile: called after every tile.
         device: where the network computes; by default where x lies.
-        budget: bytes of it to work in: the more, the more exact a network in stages, and the more tiles at once.
+        budget: bytes of it to work in: the more, the more exact a network in levels, and the more tiles at once.
     """
     scales: Any = {"read_scale": network.read_scale, "write_scale": network.write_scale}
     device = device or x.device
-    large = network.halo is None or bool(network.stages)  # the mini's tiles leave little, and are done in no time
-    if large and tile is not None and device.type == "cpu":
+    # The mini's tiles leave little, and are done in no time.
+    if network.tiling != "exact" and tile is not None and device.type == "cpu":
         on_tile = _giving_back(on_tile)
-    if network.stages and tile is not None:
+    if network.levels and tile is not None:
         wake(network.module)
         values = budget / network.module_dtype.itemsize
-        return schedule.run(network.stages, x, tile, values, device, on_tile)
+        return schedule.run(network.levels, x, tile, values, device, on_tile)
     if network.halo is None:
         shared = min(overlap, tile // 2) if tile else 0
         batch = tiles_at_once(network, *tiles.cells(x, network.read_scale), tile, budget, device)
@@ -324,8 +331,8 @@ class Tiling(TypedDict, total=False):
 
     Attributes:
         tile: side of a tile in pixels of the result; 0, the default, chooses by picture size and total memory.
-        tile_overlap: pixels that tiles share, for networks that normalise over space; by default `DEFAULT_OVERLAP`, or
-            half a tile where that is less.
+        tile_overlap: pixels that blended tiles share, in practice those of Stable Diffusion's UNet; by default
+            `DEFAULT_OVERLAP`, or half a tile where that is less. Other networks compute their own margins.
         callback: progress and cancel.
     """
 
@@ -401,13 +408,13 @@ def _progress_of(
 ) -> AbstractContextManager[tiles.TileCallback | None]:
     """Inside, what to call after every tile: on a CPU layers report in between, where a tile is large.
 
-    Not of networks in stages, which report every layer or tile of them, nor of compiled ones.
+    Not of networks in levels, which report every layer or tile of them, nor of compiled ones.
     """
     sides = [side if tile is None else min(side, tile) for side in cells]
     small = sides[0] * sides[1] * network.factor**2 < REPORTING_PIXELS
-    part = cast("nn.Module", getattr(network.module, f"{network.stage}r", network.module))  # encoder or decoder
-    staged = bool(network.stages) and tile is not None
-    if on_tile is None or device.type != "cpu" or small or staged or is_compiled(part):
+    part = cast("nn.Module", getattr(network.module, f"{network.stage}r", network.module))  # of an autoencoder
+    in_levels = network.tiling == "levels" and tile is not None
+    if on_tile is None or device.type != "cpu" or small or in_levels or is_compiled(part):
         return nullcontext(on_tile)
     if tile is None:
         total = 1

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from tests.host.graphs import five, node, picture_of, put, refusal, succeed
+from tests.host.graphs import MINI, five, node, picture_of, put, refusal, succeed
 
 
 def test_a_chosen_t_drives_the_dial_and_its_reasons_are_text(server):
@@ -16,6 +16,33 @@ def test_a_chosen_t_drives_the_dial_and_its_reasons_are_text(server):
     prompt["text"] = node("PreviewAny", source=["auto", 1])
     run = succeed(server, prompt)
     assert "so t = " in str(run.outputs["text"])
+
+
+def test_places_that_need_it_get_another_t_by_a_mask(server):
+    """Without such places the map is t itself, and then the picture is that of the plain dial."""
+    prompt = five(checkpoint=MINI)
+    prompt["auto"] = node("CTSRAutoT", image=["picture", 0], endpoints=["unet", 0], vae=["load", 1])
+    prompt["dial"]["inputs"] |= {"t": ["auto", 0]}
+    prompt["again"] = node("TradeoffT", endpoints=["unet", 0], t=0.0, t_inside=1.0, feather=0, mask=["auto", 2])
+    prompt["second"] = node("TiledVAEDecode", vae=["load", 1], latent=["again", 0], tile=0, color_fix="wavelet")
+    prompt["save2"] = node("SaveImage", images=["second", 0], filename_prefix="mapped")
+    prompt["text"] = node("PreviewAny", source=["auto", 1])
+    run = succeed(server, prompt)
+    plain, mapped = (
+        np.asarray(Image.open(server.output(run.outputs[name]["images"][0])), np.int16) for name in ("save", "save2")
+    )
+    raised = "would leave the input" in str(run.outputs["text"])
+    assert (np.abs(plain - mapped).max() > 1) == raised
+
+
+def test_endpoints_of_other_pictures_or_without_a_vae_are_one_sentence(server):
+    prompt = five()
+    prompt["auto"] = node("CTSRAutoT", image=["picture", 0], endpoints=["unet", 0])
+    prompt["text"] = node("PreviewAny", source=["auto", 1])
+    assert "connect the VAE of LoadCTSR too" in refusal(server, prompt)
+    prompt["two"] = put(server, np.zeros((2, 28, 40, 3), np.float32))
+    prompt["auto"] = node("CTSRAutoT", image=["two", 0], endpoints=["unet", 0], vae=["load", 1])
+    assert "endpoints are of 1 pictures, but image has 2" in refusal(server, prompt)
 
 
 def test_what_was_added_can_be_the_mask_of_the_dial(server):

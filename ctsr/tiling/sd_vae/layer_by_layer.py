@@ -1,7 +1,7 @@
-"""A stage over a whole picture, layer by layer: exact statistics for every GroupNorm, in little more than two buffers.
+"""A level over a whole picture, layer by layer: exact statistics for every GroupNorm, in little more than two buffers.
 
 A layer goes over the picture tile by tile. Its result is kept whole, so the statistics of the next GroupNorm are known
-when the next layer begins. Half a resnet is a layer: two activations are kept, besides the stage's input. The module
+when the next layer begins. Half a resnet is a layer: two activations are kept, besides the level's input. The module
 before the first resnet, whose result is wider than all others, is computed twice instead.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..tiles import Sink, Span, move, plan_halo
-from .stages import Modules, Stage, forward, modulate
+from .levels import Level, Modules, forward, modulate
 from .statistics import Moments, measure, normalise, pool
 
 TILE = 128
@@ -27,38 +27,38 @@ Tile = tuple[Span, Span]
 
 
 def run(
-    stage: Stage,
+    level: Level,
     x: Tensor,
     device: torch.device,
     step: Callable[[], None],
     *,
     out_device: torch.device,
 ) -> Tensor:
-    """The stage's result for the whole picture.
+    """The level's result for the whole picture.
 
     Args:
-        stage: one that works on two grids, without attention.
+        level: one that works on two grids, without attention.
         x: [1, C, h * read_scale, w * read_scale], anywhere.
-        device: where the stage computes and keeps its activations.
+        device: where the level computes and keeps its activations.
         step: called `count` times, after every tile of every layer.
         out_device: where the result is wanted.
 
     Returns:
         [1, C', h * write_scale, w * write_scale].
     """
-    layers = Layers(stage, x, device, step)
-    resnets = cast(Sequence[Any], stage.resnets)
+    layers = Layers(level, x, device, step)
+    resnets = cast(Sequence[Any], level.resnets)
     moments = layers.survey(resnets[0].norm1.num_groups)
-    for resnet, following in zip(resnets, [*(r.norm1 for r in resnets[1:]), _last_norm(stage)], strict=True):
+    for resnet, following in zip(resnets, [*(r.norm1 for r in resnets[1:]), _last_norm(level)], strict=True):
         moments = layers.first_half(resnet, moments)
         moments = layers.second_half(resnet, moments, following.num_groups)
     return layers.finish(moments, out_device)
 
 
-def count(stage: Stage, height: int, width: int) -> int:
+def count(level: Level, height: int, width: int) -> int:
     """How many tiles `run` goes over for height x width cells, all layers together."""
-    coarse = min(stage.read_scale, stage.write_scale)
-    return (1 + 2 * len(stage.resnets) + bool(stage.after)) * len(plan(height * coarse, width * coarse))
+    coarse = min(level.read_scale, level.write_scale)
+    return (1 + 2 * len(level.resnets) + bool(level.after)) * len(plan(height * coarse, width * coarse))
 
 
 def longest_read() -> int:
@@ -66,9 +66,9 @@ def longest_read() -> int:
     return _FINE * (TILE + 2 * _HALO)
 
 
-def kept_values(stage: Stage) -> int:
+def kept_values(level: Level) -> int:
     """Values a cell that are kept between layers."""
-    return stage.input_width * stage.read_scale**2 + 2 * stage.result_width * stage.scale**2
+    return level.input_width * level.read_scale**2 + 2 * level.result_width * level.scale**2
 
 
 def plan(height: int, width: int) -> list[Tile]:
@@ -76,10 +76,10 @@ def plan(height: int, width: int) -> list[Tile]:
     return list(product(plan_halo(height, TILE, _HALO), plan_halo(width, TILE, _HALO)))
 
 
-def _last_norm(stage: Stage) -> nn.GroupNorm:
+def _last_norm(level: Level) -> nn.GroupNorm:
     """What normalises the last resnet's result; where nothing does, a norm whose statistics nobody will use."""
-    norms = [module for module in stage.after if isinstance(module, nn.GroupNorm)]
-    return norms[0] if norms else cast(Any, stage.resnets[-1]).norm2
+    norms = [module for module in level.after if isinstance(module, nn.GroupNorm)]
+    return norms[0] if norms else cast(Any, level.resnets[-1]).norm2
 
 
 class Layers:
@@ -91,12 +91,12 @@ class Layers:
         hidden: what the first half of a resnet left for the second.
     """
 
-    def __init__(self, stage: Stage, x: Tensor, device: torch.device, step: Callable[[], None]):
-        self.stage, self.x, self.device, self.step = stage, x, device, step
-        self.before: Modules = stage.before
-        self.dtype = next(stage.resnets[0].parameters()).dtype
-        coarse = min(stage.read_scale, stage.write_scale)
-        self.read_factor, self.write_factor = stage.read_scale // coarse, stage.write_scale // coarse
+    def __init__(self, level: Level, x: Tensor, device: torch.device, step: Callable[[], None]):
+        self.level, self.x, self.device, self.step = level, x, device, step
+        self.before: Modules = level.before
+        self.dtype = next(level.resnets[0].parameters()).dtype
+        coarse = min(level.read_scale, level.write_scale)
+        self.read_factor, self.write_factor = level.read_scale // coarse, level.write_scale // coarse
         self.height, self.width = (side // self.read_factor for side in x.shape[-2:])
         self.hidden = x
 
@@ -107,7 +107,7 @@ class Layers:
     def first_half(self, resnet: Any, moments: Moments) -> Moments:
         """norm1 to conv1 fills `hidden`; `x` becomes what the second half is added to. Statistics for norm2."""
         hidden = self.buffer(resnet.out_channels)
-        changed = resnet is self.stage.resnets[0] or resnet.conv_shortcut is not None
+        changed = resnet is self.level.resnets[0] or resnet.conv_shortcut is not None
         residual = self.buffer(resnet.out_channels) if changed else self.x
 
         def layer(tile: Tile) -> Moments:
@@ -126,7 +126,7 @@ class Layers:
 
     def second_half(self, resnet: Any, moments: Moments, groups: int) -> Moments:
         """norm2 to conv2, added to `x`. Statistics of the sum."""
-        emb = self.stage.embed(self.hidden)
+        emb = self.level.embed(self.hidden)
 
         def layer(tile: Tile) -> Moments:
             h = modulate(resnet, normalise(resnet.norm2, self.hidden[read(tile, _FINE)], moments), emb)
@@ -140,13 +140,13 @@ class Layers:
     def finish(self, moments: Moments, out_device: torch.device) -> Tensor:
         """What follows the resnets."""
         self.hidden = self.x  # frees the other
-        if not self.stage.after:
+        if not self.level.after:
             return self.x.to(out_device)
         sink = Sink((self.height * self.write_factor, self.width * self.write_factor), out_device)
 
         def layer(tile: Tile) -> Moments:
             y = self.source(tile)
-            for module in self.stage.after:
+            for module in self.level.after:
                 y = forward(module, y, None, lambda norm, x: normalise(norm, x, moments))
             sink.write(write(tile, self.write_factor), core(y, tile, self.write_factor))
             return moments

@@ -1,6 +1,6 @@
-"""Stages over a picture in parts, normalised by statistics of the whole picture: memory does not grow with it.
+"""Levels over a picture in parts, normalised by statistics of the whole picture: memory does not grow with it.
 
-Given the statistics, a stage without attention is a local function: tiles with a halo are exact, and there are no
+Given the statistics, a level without attention is a local function: tiles with a halo are exact, and there are no
 seams. The statistics themselves cannot be had in one pass, since a change of a GroupNorm's statistics changes those of
 all later ones:
 
@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from .. import tiles
+from .levels import Levels, reach, run_levels
 from .sample import crop_weights, plan_crops
-from .stages import Stages, reach, run_stages
 from .statistics import GivenStatistics, Statistics, Survey, carry, pool, scaled
 
 WINDOW = 128
@@ -63,39 +63,39 @@ WINDOWS = Parts(WINDOW - WINDOW_OVERLAP, WINDOW_OVERLAP // 2, crop=32, margin=6)
 
 
 def in_tiles(tile: int, halo: int) -> Parts:
-    """The parts of stages without attention."""
+    """The parts of levels without attention."""
     return Parts(tile, halo, crop=8, margin=1)
 
 
 def run_tiles(
-    stages: Stages,
+    levels: Levels,
     x: Tensor,
     tile: int,
     device: torch.device,
     out_device: torch.device,
     step: Callable[..., None],
 ) -> Tensor:
-    """The result of stages without attention, in tiles with a halo.
+    """The result of levels without attention, in tiles with a halo.
 
     Args:
-        stages: that follow each other.
+        levels: that follow each other.
         x: [1, C, h * read_scale, w * read_scale], anywhere.
         tile: side of a tile in cells.
-        device: where the stages compute.
+        device: where the levels compute.
         out_device: where the result is wanted.
         step: called `count_tiles` times.
 
     Returns:
         [1, C', h * write_scale, w * write_scale].
     """
-    statistics = whole_statistics(stages, x, in_tiles(tile, reach(stages)), device, step)
+    statistics = whole_statistics(levels, x, in_tiles(tile, reach(levels)), device, step)
     return tiles.halo_tiled(
-        partial(run_stages, stages, normalise=GivenStatistics(statistics)),
+        partial(run_levels, levels, normalise=GivenStatistics(statistics)),
         x,
         tile,
-        reach(stages),
-        read_scale=stages[0].read_scale,
-        write_scale=stages[-1].write_scale,
+        reach(levels),
+        read_scale=levels[0].read_scale,
+        write_scale=levels[-1].write_scale,
         device=device,
         out_device=out_device,
         on_tile=step,
@@ -103,17 +103,17 @@ def run_tiles(
 
 
 def run_windows(
-    stages: Stages, x: Tensor, device: torch.device, out_device: torch.device, step: Callable[..., None]
+    levels: Levels, x: Tensor, device: torch.device, out_device: torch.device, step: Callable[..., None]
 ) -> Tensor:
-    """The result of stages with attention, in blended windows; otherwise as `run_tiles`."""
-    statistics = whole_statistics(stages, x, WINDOWS, device, step)
+    """The result of levels with attention, in blended windows; otherwise as `run_tiles`."""
+    statistics = whole_statistics(levels, x, WINDOWS, device, step)
     return tiles.overlap_tiled(
-        partial(run_stages, stages, normalise=GivenStatistics(statistics)),
+        partial(run_levels, levels, normalise=GivenStatistics(statistics)),
         x,
         WINDOW,
         WINDOW_OVERLAP,
-        read_scale=stages[0].read_scale,
-        write_scale=stages[-1].write_scale,
+        read_scale=levels[0].read_scale,
+        write_scale=levels[-1].write_scale,
         device=device,
         out_device=out_device,
         on_tile=step,
@@ -133,10 +133,10 @@ def count_windows(height: int, width: int) -> int:
 
 
 def whole_statistics(
-    stages: Stages, x: Tensor, parts: Parts, device: torch.device, step: Callable[[], None]
+    levels: Levels, x: Tensor, parts: Parts, device: torch.device, step: Callable[[], None]
 ) -> Statistics:
-    """Statistics of the whole picture `x` that the stages' GroupNorms are to use: sample, survey, correction."""
-    read_scale = stages[0].read_scale
+    """Statistics of the whole picture `x` that the levels' GroupNorms are to use: sample, survey, correction."""
+    read_scale = levels[0].read_scale
     cells = tiles.cells(x, read_scale)
     crops = plan_crops(*cells, parts.crop, parts.margin, (parts.core + 2 * parts.halo) ** 2)
     weights = crop_weights(x, read_scale, crops)
@@ -145,25 +145,25 @@ def whole_statistics(
 
     def run_sample(survey: Survey) -> Survey:
         batch = torch.cat([x[(..., *scaled(crop.box, read_scale))] for crop in crops])
-        run_stages(stages, tiles.move(batch, device), survey)
+        run_levels(levels, tiles.move(batch, device), survey)
         step()
         return survey
 
     sampled = run_sample(Survey(size, counted, lambda _, met: met)).met
-    surveyed = survey_picture(stages, x, parts, sampled, device, step)
+    surveyed = survey_picture(levels, x, parts, sampled, device, step)
     return run_sample(Survey(size, counted, lambda norm, met: carry(surveyed[norm], sampled[norm], met))).used
 
 
 def survey_picture(
-    stages: Stages, x: Tensor, parts: Parts, given: Statistics, device: torch.device, step: Callable[[], None]
+    levels: Levels, x: Tensor, parts: Parts, given: Statistics, device: torch.device, step: Callable[[], None]
 ) -> Statistics:
-    """What the GroupNorms of the stages meet in the whole picture when they normalise by `given`."""
-    read_scale = stages[0].read_scale
+    """What the GroupNorms of the levels meet in the whole picture when they normalise by `given`."""
+    read_scale = levels[0].read_scale
     surveys: list[Survey] = []
     for rows, columns in parts.boxes(*tiles.cells(x, read_scale)):
         size = rows.read_stop - rows.read_start, columns.read_stop - columns.read_start
         survey = Survey(size, [((rows.core(1), columns.core(1)), 1)], lambda norm, _: given[norm])
-        run_stages(stages, tiles.move(x[..., rows.read(read_scale), columns.read(read_scale)], device), survey)
+        run_levels(levels, tiles.move(x[..., rows.read(read_scale), columns.read(read_scale)], device), survey)
         surveys.append(survey)
         step()
     return {norm: pool([survey.met[norm] for survey in surveys]) for norm in given}

@@ -1,7 +1,7 @@
 """Mean and variance of a network's GroupNorms over a picture of which it sees one part at a time.
 
 `measure` parts, `pool` them, and `normalise` every part by the result. Statistics are kept by module. No module is
-changed: stages take the function that computes their GroupNorms as an argument.
+changed: levels take the function that computes their GroupNorms as an argument.
 """
 
 from collections.abc import Callable, Sequence

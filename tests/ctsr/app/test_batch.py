@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 from ctsr.app import batch
 from ctsr.app.batch import Cluster, Task, Worker, jobs_of, run_batch, write_manifest
 from ctsr.app.cli import app
+from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
-from ctsr.app.plan import Job
 from ctsr.app.upscale import upscale
 
 

@@ -21,9 +21,9 @@ from ctsr.app import devices, parallel
 from ctsr.app.cli import app
 from ctsr.app.devices import parse_devices
 from ctsr.app.finished import Finished
+from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
-from ctsr.app.plan import Job
 from ctsr.app.sizes import Size
 
 ROOT = Path(__file__).parents[3]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ctsr.app.plan import Job
+from ctsr.app.jobs import Job
 from ctsr.app.run import run
 from ctsr.errors import ImageWriteError, OutputFolderError
 from ctsr.images.picture import Picture

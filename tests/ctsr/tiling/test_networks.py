@@ -43,12 +43,12 @@ def test_scales_are_those_of_the_networks(pipeline):
 def test_halo_of_networks_that_are_tiled_and_stages_of_those_that_normalise(tiny_mini, tiny_sd):
     encoder, unet, decoder = every(tiny_sd)
     assert unet.halo is None
-    assert (len(encoder.stages), len(unet.stages), len(decoder.stages)) == (4, 0, 4)
+    assert (len(encoder.levels), len(unet.levels), len(decoder.levels)) == (4, 0, 4)
     assert encoder.halo in range(1, 8)
     assert decoder.halo in range(1, 8)
     encoder, unet, decoder = every(tiny_mini)
-    assert not encoder.stages
-    assert not decoder.stages
+    assert not encoder.levels
+    assert not decoder.levels
     assert encoder.halo * 8 >= tiny_mini.vae.encoder_halo
     assert unet.halo == tiny_mini.unet.halo
     assert decoder.halo * 8 >= tiny_mini.vae.decoder_halo
@@ -57,12 +57,12 @@ def test_halo_of_networks_that_are_tiled_and_stages_of_those_that_normalise(tiny
 
 def test_stages_make_up_the_network(tiny_sd):
     for network, channels in zip(every(tiny_sd), (3, 0, 4), strict=True):
-        if not network.stages:
+        if not network.levels:
             continue
         x = torch.rand(1, channels, 6 * network.read_scale, 4 * network.read_scale)
         with torch.no_grad():
             y = forward.prepared(network.module, x)
-            for stage in network.stages:
+            for stage in network.levels:
                 y = stage(y)
             assert torch.equal(y, network.call(x))
 

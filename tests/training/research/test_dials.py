@@ -70,9 +70,9 @@ def test_the_pipeline_runs_the_papers_dial_and_a_file_keeps_its_table(
 def test_a_method_without_a_dial_of_timesteps_and_a_t_that_is_none_are_refused(
     tiny_mini: CTSRPipeline, pipelines: dict[str, CTSRPipeline]
 ) -> None:
-    with pytest.raises(ValueError, match="has no timestep for a dial: what t gives is already its own"):
+    with pytest.raises(ValueError, match="has no timestep for a dial: pass t to the call instead"):
         tiny_mini.at(0.5)
     with pytest.raises(ValueError, match=r"t is 1\.5: give a number from 0"):
         pipelines["tadsr"].at(1.5)
     assert [get_family("tadsr").at(t).timesteps for t in (0.0, 0.5, 1.0)] == [(500,), (350,), (200,)]
-    assert not get_family("pisa").has_own_dial
+    assert not get_family("pisa").dial_is_timestep

@@ -11,8 +11,8 @@ from benchmarks.tiles import border_energy
 from ctsr import TimeAwareAutoencoderKL
 from ctsr.models.building import settle
 from ctsr.tiling import networks, tiles
-from ctsr.tiling.sd_vae import layer_by_layer, part_by_part, schedule, stages
-from ctsr.tiling.sd_vae.stages import Stages, decoder_stages, encoder_stages, has_stages, reach, run_stages
+from ctsr.tiling.sd_vae import layer_by_layer, levels, part_by_part, schedule
+from ctsr.tiling.sd_vae.levels import Levels, decoder_levels, encoder_levels, has_levels, reach, run_levels
 from ctsr.tiling.sd_vae.statistics import GivenStatistics, Moments, Statistics, Survey
 
 CPU = torch.device("cpu")
@@ -69,14 +69,14 @@ def every(vae: TimeAwareAutoencoderKL) -> list[networks.Network]:
 
 
 def memory_for(network: networks.Network, way: str) -> float:
-    """Bytes with which the stage at full resolution runs in `way`, one of two."""
-    finest = max(network.stages, key=lambda stage: stage.scale)
+    """Bytes with which the level at full resolution runs in `way`, one of two."""
+    finest = max(network.levels, key=lambda level: level.scale)
     return schedule.layers_values(finest, HEIGHT * WIDTH) * network.module_dtype.itemsize if way == "layers" else 0
 
 
 def naive(network: networks.Network, x: Tensor) -> Tensor:
     """Blended tiles that normalise by themselves."""
-    return networks.run_tiled(replace(network, stages=(), halo=None), x, TILE, TILE // 2, None)
+    return networks.run_tiled(replace(network, levels=(), halo=None), x, TILE, TILE // 2, None)
 
 
 def violated(y: Tensor, whole: Tensor, pitch: int) -> set[str]:
@@ -96,7 +96,7 @@ def test_like_untiled_where_layers_fit_and_naive_tiling_is_not(double, latents, 
     network, x = every(double)[index], latents.double() if index == 0 else picture.double()
     whole, pitch = network.call(x), TILE * network.write_scale
     memory = memory_for(network, "layers")
-    ways = {group.way for group in schedule.plan(network.stages, HEIGHT, WIDTH, TILE, memory / 8)}
+    ways = {group.way for group in schedule.plan(network.levels, HEIGHT, WIDTH, TILE, memory / 8)}
     assert ways == {"whole", "layers"}
     y = networks.run_tiled(network, x, TILE, 0, None, CPU, memory)
     torch.testing.assert_close(y, whole.float(), rtol=0, atol=1e-6)
@@ -109,20 +109,20 @@ def test_like_untiled_where_nothing_fits(vae, latents, picture, index):
     network, x = every(vae)[index], latents if index == 0 else picture
     whole = network.call(x)
     y = networks.run_tiled(network, x, TILE, 0, None, CPU, 0)
-    assert any(group.way == "tiles" for group in schedule.plan(network.stages, HEIGHT, WIDTH, TILE, 0))
+    assert any(group.way == "tiles" for group in schedule.plan(network.levels, HEIGHT, WIDTH, TILE, 0))
     assert violated(y, whole, TILE * network.write_scale) == set()
 
 
 @pytest.mark.parametrize("index", range(3), ids=["decoder", "encoder", "time-aware encoder"])
 def test_corrected_statistics_are_the_whole_picture_s(vae, latents, picture, index):
-    """Five times closer than the sample's, over two stages."""
+    """Five times closer than the sample's, over two levels."""
     network, cells = every(vae)[index], (HEIGHT, WIDTH)
-    groups = schedule.plan(network.stages, *cells, 8, 0)
+    groups = schedule.plan(network.levels, *cells, 8, 0)
     place = [group.way for group in groups].index("tiles")
     x = latents if index == 0 else picture
     for before in groups[:place]:
-        x = run_stages(before.stages, x)
-    tiled = groups[place].stages
+        x = run_levels(before.levels, x)
+    tiled = groups[place].levels
     assert len(tiled) > 1
     whole = survey_whole(tiled, x)
 
@@ -132,18 +132,18 @@ def test_corrected_statistics_are_the_whole_picture_s(vae, latents, picture, ind
     assert distance(corrected, whole) < 0.2 * distance(sampled(tiled, x, parts), whole)
 
 
-def survey_whole(network: Stages, x: Tensor) -> Statistics:
+def survey_whole(network: Levels, x: Tensor) -> Statistics:
     """The statistics of the network run untiled."""
     box = (slice(0, HEIGHT), slice(0, WIDTH))
     survey = Survey((HEIGHT, WIDTH), [(box, 1)], lambda _, met: met)
-    run_stages(network, x, survey)
+    run_levels(network, x, survey)
     return survey.met
 
 
-def sampled(network: Stages, x: Tensor, parts: part_by_part.Parts) -> Statistics:
+def sampled(network: Levels, x: Tensor, parts: part_by_part.Parts) -> Statistics:
     """The sample's statistics alone: under a survey that finds what the sample did, nothing is corrected."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(part_by_part, "survey_picture", lambda stages, x, parts, given, device, step: given)
+        patch.setattr(part_by_part, "survey_picture", lambda levels, x, parts, given, device, step: given)
         return part_by_part.whole_statistics(network, x, parts, CPU, lambda: None)
 
 
@@ -158,25 +158,25 @@ def distance(statistics: Statistics, whole: Statistics) -> float:
 
 def test_tiles_are_exact_given_the_statistics(vae, latents):
     """And so cannot have seams: the halo is the receptive field."""
-    first, *others = decoder_stages(vae)
+    first, *others = decoder_levels(vae)
     x, local = first(latents), with_fixed_statistics(tuple(others))
     whole = local(x)
     y = tiles.halo_tiled(local, x, TILE, reach(tuple(others)), write_scale=8)
     torch.testing.assert_close(y, whole, rtol=0, atol=1e-5 * whole.std().item())
 
 
-def with_fixed_statistics(network: Stages) -> Callable[[Tensor], Tensor]:
+def with_fixed_statistics(network: Levels) -> Callable[[Tensor], Tensor]:
     """The network whose GroupNorms take the mean for 0 and the variance for 1."""
-    modules = [part for stage in network for part in (*stage.before, *stage.resnets, *stage.after)]
+    modules = [part for level in network for part in (*level.before, *level.resnets, *level.after)]
     norms = [norm for part in modules for norm in part.modules() if isinstance(norm, nn.GroupNorm)]
     given = GivenStatistics({norm: Moments(1, torch.zeros(8), torch.ones(8)) for norm in norms})
-    return lambda x: run_stages(network, x, given)
+    return lambda x: run_levels(network, x, given)
 
 
 @pytest.mark.parametrize("part", ["decoder", "encoder"])
 def test_reach_is_the_receptive_field(double, part):
     """In float64: a change just within reach of a cell is seen in it, one cell further is not."""
-    network = decoder_stages(double)[1:] if part == "decoder" else encoder_stages(double, None)[:-1]
+    network = decoder_levels(double)[1:] if part == "decoder" else encoder_levels(double, None)[:-1]
     local, cell, read, write = with_fixed_statistics(network), 20, network[0].read_scale, network[-1].write_scale
     x = torch.zeros(1, network[0].input_width, 8 * read, 48 * read, dtype=torch.float64)
     seen: list[bool] = []
@@ -192,36 +192,36 @@ def test_reach_is_the_receptive_field(double, part):
 def test_shapes_of_stable_diffusion():
     with torch.device("meta"):
         vae = TimeAwareAutoencoderKL(**SD21)
-    assert has_stages(vae)
-    decoder, encoder = decoder_stages(vae), encoder_stages(vae, 500)
-    assert [(stage.read_scale, stage.write_scale) for stage in decoder] == [(1, 1), (1, 2), (2, 4), (4, 8)]
-    assert [(stage.read_scale, stage.write_scale) for stage in encoder] == [(8, 4), (4, 2), (2, 1), (1, 1)]
+    assert has_levels(vae)
+    decoder, encoder = decoder_levels(vae), encoder_levels(vae, 500)
+    assert [(level.read_scale, level.write_scale) for level in decoder] == [(1, 1), (1, 2), (2, 4), (4, 8)]
+    assert [(level.read_scale, level.write_scale) for level in encoder] == [(8, 4), (4, 2), (2, 1), (1, 1)]
     assert [reach(decoder[first:]) for first in range(4)] == [18, 7, 3, 1]
     assert [reach(encoder[:last]) for last in (1, 2, 3)] == [1, 2, 5]
-    assert [stage.width for stage in decoder] == [512, 512, 512, 256]
+    assert [level.width for level in decoder] == [512, 512, 512, 256]
 
 
 def test_other_autoencoders_have_no_stages(tiny_mini):
-    assert not has_stages(tiny_mini.vae)
+    assert not has_levels(tiny_mini.vae)
     with torch.device("meta"):
         attending = {**SD21, "up_block_types": ("AttnUpDecoderBlock2D",) * 4}
-        assert not has_stages(TimeAwareAutoencoderKL(**attending))
+        assert not has_levels(TimeAwareAutoencoderKL(**attending))
 
 
 # ------------------------------------------------------------------------------------------------------- plan, memory
 
 
 def test_ways_are_the_more_exact_the_more_memory(vae):
-    for stage in decoder_stages(vae)[1:]:
-        held, kept = schedule.work(stage, 10_000), schedule.layers_values(stage, 10_000)
+    for level in decoder_levels(vae)[1:]:
+        held, kept = schedule.work(level, 10_000), schedule.layers_values(level, 10_000)
         assert kept < held
-        assert schedule.choose_way(stage, 10_000, held, 0) == "whole"
-        assert schedule.choose_way(stage, 10_000, held - 1, kept) == "layers"
-        assert schedule.choose_way(stage, 10_000, held - 1, kept - 1) == "tiles"
+        assert schedule.choose_way(level, 10_000, held, 0) == "whole"
+        assert schedule.choose_way(level, 10_000, held - 1, kept) == "layers"
+        assert schedule.choose_way(level, 10_000, held - 1, kept - 1) == "tiles"
 
 
 def test_attention_sees_the_whole_up_to_its_limit_whatever_the_memory(vae):
-    first = decoder_stages(vae)[0]
+    first = decoder_levels(vae)[0]
     assert schedule.choose_way(first, schedule.WHOLE_CELLS, 0, 0) == "whole"
     assert schedule.choose_way(first, schedule.WHOLE_CELLS + 1, 1e15, 1e15) == "windows"
 
@@ -254,10 +254,10 @@ def test_windows_have_no_seam(vae, latents, monkeypatch):
 
 def test_stages_are_the_autoencoder_also_with_attention_in_chunks(double, latents, picture, monkeypatch):
     for scores in (2**27, 50 * 8):
-        monkeypatch.setattr(stages, "ATTENTION_SCORES", scores)
+        monkeypatch.setattr(levels, "ATTENTION_SCORES", scores)
         for network, x in zip(every(double), (latents, picture, picture), strict=True):
             expected = network.call(x.double())
-            torch.testing.assert_close(run_stages(network.stages, x.double()), expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(run_levels(network.levels, x.double()), expected, rtol=1e-9, atol=1e-9)
 
 
 # ------------------------------------------------------------------------------- determinism, progress, offloading

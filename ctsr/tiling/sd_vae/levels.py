@@ -1,7 +1,7 @@
-"""Stable Diffusion's autoencoder as two chains of stages, each at one resolution.
+"""Stable Diffusion's autoencoder as two chains of levels, each at one resolution.
 
 A chain computes what `AutoencoderKL.encode(...).latent_dist.mode()` or `.decode(...).sample` does, by the same layers.
-The forward of resnets and of the middle block is written out here, so that whoever runs a stage decides how its
+The forward of resnets and of the middle block is written out here, so that whoever runs a level decides how its
 GroupNorms are computed.
 """
 
@@ -41,7 +41,7 @@ class Mode(nn.Module):
 
 
 @dataclass(frozen=True)
-class Stage:
+class Level:
     """A part of a network at one resolution. It may begin by doubling the grid, or end by halving it.
 
     Attributes:
@@ -100,20 +100,20 @@ class Stage:
         return self.convolutions[0].in_channels
 
 
-Stages = tuple[Stage, ...]
+Levels = tuple[Level, ...]
 
 
-def run_stages(stages: Stages, x: Tensor, normalise: Normalise = _by_itself) -> Tensor:
-    """Stages one after the other, in the dtype of their weights."""
-    dtype = next(stages[0].resnets[0].parameters()).dtype
+def run_levels(levels: Levels, x: Tensor, normalise: Normalise = _by_itself) -> Tensor:
+    """Levels one after the other, in the dtype of their weights."""
+    dtype = next(levels[0].resnets[0].parameters()).dtype
     x = x.to(dtype).contiguous(memory_format=torch.channels_last)
-    for stage in stages:
-        x = stage(x, normalise)
+    for level in levels:
+        x = level(x, normalise)
     return x
 
 
 def forward(module: nn.Module, x: Tensor, emb: Tensor | None, normalise: Normalise) -> Tensor:
-    """A module of a stage."""
+    """A module of a level."""
     if isinstance(module, nn.GroupNorm):
         return normalise(module, x)
     if isinstance(module, ResnetBlock2D):
@@ -163,19 +163,19 @@ def _attend(attention: Any, x: Tensor, normalise: Normalise) -> Tensor:
     return (h.mT.unflatten(2, x.shape[-2:]) + x) / attention.rescale_output_factor
 
 
-def reach(stages: Stages) -> int:
+def reach(levels: Levels) -> int:
     """Cells around a cell on which its result depends by convolutions; attention is not counted."""
     samples = 0
-    for stage in reversed(stages):
-        if stage.write_scale < stage.read_scale:
+    for level in reversed(levels):
+        if level.write_scale < level.read_scale:
             samples = 2 * samples + 1  # stride 2 over 3 samples, padded after the last
-        samples += stage.radius
-        if stage.write_scale > stage.read_scale:
+        samples += level.radius
+        if level.write_scale > level.read_scale:
             samples = -(-samples // 2)
-    return -(-samples // stages[0].read_scale)
+    return -(-samples // levels[0].read_scale)
 
 
-def has_stages(vae: nn.Module) -> bool:
+def has_levels(vae: nn.Module) -> bool:
     """Whether an autoencoder is of Stable Diffusion's shape."""
     if not isinstance(vae, AutoencoderKL):
         return False
@@ -183,15 +183,15 @@ def has_stages(vae: nn.Module) -> bool:
     return all(set(config[key]) == {block} for key, block in _BLOCKS.items()) and len(config["block_out_channels"]) > 1
 
 
-def decoder_stages(vae: AutoencoderKL) -> Stages:
-    """Unscaled latents -> picture in about [-1, 1]; the first stage has the middle block with its attention."""
+def decoder_levels(vae: AutoencoderKL) -> Levels:
+    """Unscaled latents -> picture in about [-1, 1]; the first level has the middle block with its attention."""
     decoder: Any = vae.decoder
     blocks = list(decoder.up_blocks)
     post = () if vae.post_quant_conv is None else (vae.post_quant_conv,)
     first = (*post, decoder.conv_in, decoder.mid_block)
     last = (decoder.conv_norm_out, decoder.conv_act, decoder.conv_out)
     return tuple(
-        Stage(
+        Level(
             before=first if level == 0 else parts(blocks[level - 1], "upsamplers"),
             resnets=parts(block, "resnets"),
             after=last if level == len(blocks) - 1 else (),
@@ -203,15 +203,15 @@ def decoder_stages(vae: AutoencoderKL) -> Stages:
     )
 
 
-def encoder_stages(vae: AutoencoderKL, timestep: Timestep | None) -> Stages:
-    """Picture in [-1, 1] -> unscaled latents, the posterior's mode; the last stage has the middle block."""
+def encoder_levels(vae: AutoencoderKL, timestep: Timestep | None) -> Levels:
+    """Picture in [-1, 1] -> unscaled latents, the posterior's mode; the last level has the middle block."""
     encoder: Any = vae.encoder
     blocks = list(encoder.down_blocks)
     quant = () if vae.quant_conv is None else (vae.quant_conv,)
     last = (encoder.mid_block, encoder.conv_norm_out, encoder.conv_act, encoder.conv_out, *quant, Mode())
     factor = vae_scale_factor(vae)
     return tuple(
-        Stage(
+        Level(
             before=(encoder.conv_in,) if level == 0 else (),
             resnets=parts(block, "resnets"),
             after=last if level == len(blocks) - 1 else parts(block, "downsamplers"),

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ctsr.runtime import speed
-from ctsr.runtime.plan import duration, gib
+from ctsr.runtime.cost import duration, gib
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_tiles_of_a_plan_are_those_that_run(request, build, tile):
     )
     plan = pipe.plan([(200, 280)], tile, with_time=False)
     for stage in plan.stages:
-        if not pipe.network(stage.stage).stages:  # Stable Diffusion's autoencoder counts steps of layers
+        if not pipe.network(stage.stage).levels:  # Stable Diffusion's autoencoder counts steps of layers
             assert stage.tiles == done[stage.stage][0], stage
         assert stage.work > 0
 
@@ -49,7 +49,7 @@ def test_memory_grows_with_the_picture_and_a_kept_batch_counts_whole(tiny_mini):
 
 
 def test_a_batch_of_forty_times_8192_is_refused_at_once(tiny_mini, monkeypatch):
-    monkeypatch.setattr("ctsr.runtime.plan.total_memory", lambda device: 24 * 2**30)
+    monkeypatch.setattr("ctsr.runtime.cost.total_memory", lambda device: 24 * 2**30)
     plan = tiny_mini.plan([(8192, 8192)] * 40, with_time=False)
     assert plan.refusal is not None
     assert "40 results of up to 8192x8192 would take 30.0 GiB" in plan.refusal
@@ -59,7 +59,7 @@ def test_a_batch_of_forty_times_8192_is_refused_at_once(tiny_mini, monkeypatch):
 
 
 def test_one_picture_that_is_too_large_is_refused(monkeypatch, tiny_mini):
-    monkeypatch.setattr("ctsr.runtime.plan.total_memory", lambda device: 2 * 2**30)
+    monkeypatch.setattr("ctsr.runtime.cost.total_memory", lambda device: 2 * 2**30)
     assert "choose a smaller size" in str(tiny_mini.plan([(16384, 16384)], with_time=False).refusal)
 
 

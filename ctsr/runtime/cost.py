@@ -174,7 +174,7 @@ def plan_stage(
 
 def tile_shapes(network: Network, height: int, width: int, tile: int | None) -> list[tuple[int, int]]:
     """Height and width in latents of what the network is run over, tile by tile."""
-    if tile is None or network.stages:  # layers and stages do each part of the picture about once
+    if tile is None or network.levels:  # layers and stages do each part of the picture about once
         return [(height, width)]
     if network.halo is None:
         shared = min(networks.DEFAULT_OVERLAP // network.factor, tile // 2)

@@ -6,8 +6,8 @@ from . import host
 
 CHANNELS = 4
 """Of a result in memory at most: RGB and alpha."""
-LATENTS_IN_A_GRAPH = 5
-"""Latents a picture that the host keeps while a graph of single nodes runs: encoded, z0, delta, kappa, blended."""
+LATENTS_IN_A_GRAPH = 4
+"""Latents a picture that the host keeps while a graph of single nodes runs: encoded, z0, delta, blended; and kappa."""
 
 
 def check_batch(count: int, size: tuple[int, int], kept: float = 0) -> None:
@@ -42,4 +42,5 @@ def check_batch(count: int, size: tuple[int, int], kept: float = 0) -> None:
 def check_graph(model: host.HostModel, count: int, size: tuple[int, int]) -> None:
     """As `check_batch`, with all that a graph of single nodes keeps of `count` pictures until it ends."""
     cells = size[0] * size[1] / model.pipeline.vae_scale_factor**2
-    check_batch(count, size, LATENTS_IN_A_GRAPH * 4 * cells * model.latent_channels)
+    has_kappa = model.pipeline.unet.config["out_channels"] == 3 * model.latent_channels
+    check_batch(count, size, (LATENTS_IN_A_GRAPH + has_kappa) * 4 * cells * model.latent_channels)

@@ -83,6 +83,13 @@ def brush() -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
+def test_the_live_dial_refuses_endpoints_of_another_checkpoint(server):
+    prompt = dial_prompt(0.5)
+    prompt["other"] = node("LoadCTSR", checkpoint=MINI, precision="fp32", attention="auto")
+    prompt["live"]["inputs"]["vae"] = ["other", 1]
+    assert "connect both to the same LoadCTSR" in refusal(server, prompt)
+
+
 def test_the_live_dial_gives_the_picture_at_t_and_both_ends_for_the_page(server):
     def told(t: float, painted: str = ""):
         run = succeed(server, dial_prompt(t, painted))

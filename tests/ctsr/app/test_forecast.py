@@ -31,6 +31,12 @@ def test_sizes_are_upright_and_bad_files_of_a_folder_are_left_to_the_run(folder)
     assert result_sizes([folder / "in/a.png"], None, Options(size=Size(size=(50, 70)))) == [(70, 50)]
 
 
+def test_frames_of_an_animated_picture_count_one_by_one(folder):
+    frames = [Image.new("RGB", (16, 9), (40 * number, 0, 0)) for number in range(3)]
+    frames[0].save("in/moving.gif", save_all=True, append_images=frames[1:], duration=50)
+    assert result_sizes([folder / "in/moving.gif"], None, Options(size=Size(2))) == [(18, 32)] * 3
+
+
 def test_plan_prints_rows_and_leaves_nothing_but_speeds(folder):
     before = sorted(folder.rglob("*"))
     result = runner.invoke(app, ["plan", "in", "--precision", "fp32", "--device", "cpu"])

@@ -42,6 +42,14 @@ def test_compiled_networks_of_stable_diffusion_serve_pictures_of_every_size(tiny
     assert counts == [3, 4, 4]  # all three networks untiled; a tile of the UNet; nothing for another size
 
 
+def test_compiled_ctsr_mini_whose_decoder_has_no_layers():
+    pipeline = CTSRPipeline.mini(torch.float32)
+    expected = run(pipeline, 16, 0)
+    graphs = compile_and_count(pipeline)
+    assert torch.allclose(run(pipeline, 16, 0), expected, atol=1e-5)
+    assert len(graphs) == 2
+
+
 def test_compiled_mini(tiny_mini):
     pipeline = copy.deepcopy(tiny_mini)
     expected = run(pipeline, 16, 0)

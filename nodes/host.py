@@ -70,7 +70,7 @@ class CTSRAutoencoder(CTSRNetwork):
     @property
     def decoder(self) -> nn.Module:
         """Its part, which some nodes ask for."""
-        return cast(nn.Module, self.network.decoder)
+        return cast(nn.Module, getattr(self.network, "decoder", self.network))  # ctsr-mini's is a transform
 
 
 class WholePatcher(comfy.model_patcher.ModelPatcher):

@@ -43,7 +43,7 @@ class CTSRUpscaleVideo(io.ComfyNode):
             "and the times of the frames stay; still parts are kept still.",
             inputs=[
                 io.Video.Input("video", tooltip="From Load Video or Create Video."),
-                dial_input(default=0.5),
+                dial_input(default=1.0),  # what is invented anew for each frame flickers
                 scale_input(2.0),
                 model_input(optional=True),
                 *target_inputs(),

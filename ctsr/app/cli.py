@@ -393,11 +393,14 @@ def upscale_all(console: Console, jobs: Sequence[Job], found: Finished, devices:
     remove_leftovers(folders)
     with new_folders(folders):
         outcomes = run_parallel(jobs, found, devices, bar.others) if len(devices) > 1 else run(jobs, work, found)
-        return watch(console, bar, outcomes, len(jobs))
+        return watch(console, bar, outcomes, len(jobs), details=found.options.t == "auto")
 
 
-def watch(console: Console, bar: Bar, outcomes: Iterator[Outcome], jobs: int) -> int:
-    """Moves the bar, then sums up; 1 when something was not done, 130 after Ctrl-C, else 0."""
+def watch(console: Console, bar: Bar, outcomes: Iterator[Outcome], jobs: int, details: bool = False) -> int:
+    """Moves the bar, then sums up; 1 when something was not done, 130 after Ctrl-C, else 0.
+
+    With `details` each of several results is told as it is done.
+    """
     past: list[Outcome] = []
     interrupted = False
     try:
@@ -405,6 +408,8 @@ def watch(console: Console, bar: Bar, outcomes: Iterator[Outcome], jobs: int) ->
             for outcome in outcomes:
                 past.append(outcome)
                 bar.finish(outcome.state == "done")
+                if details and jobs > 1 and outcome.state == "done":
+                    say(console, f"{outcome.job.target}: {outcome.detail}")
     except KeyboardInterrupt:
         interrupted = True
     sum_up(console, past, jobs)

@@ -1,5 +1,6 @@
 """Which file becomes which: the jobs of a run, from the paths on the command line."""
 
+import contextlib
 import logging
 import os
 from collections import Counter
@@ -9,9 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..errors import ImageReadError
 from ..images.formats import Encoding, output_format, writable_suffixes
 from ..images.frames import look_for_frames
-from ..images.read import readable_suffixes
+from ..images.read import readable_suffixes, reading
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +148,9 @@ def folder_suffix(source: Path) -> str | None:
         return default_suffix(source)
     if suffix not in WITHOUT_ALPHA:
         return None
-    try:
-        with Image.open(source) as image:
-            return ".png" if image.has_transparency_data else None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return None  # the run will say what is wrong with it
+    with contextlib.suppress(ImageReadError), reading(source), Image.open(source) as image:
+        return ".png" if image.has_transparency_data else None
+    return None  # the run will say what is wrong with it
 
 
 def check_encoding(jobs: Iterable[Job], encoding: Encoding) -> None:

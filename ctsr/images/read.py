@@ -22,6 +22,7 @@ from .deep import read_deep, read_tiff, tiff_pages, with_key
 from .exr import read_exr
 from .hidden_colours import spread_visible
 from .icc import WITHOUT_RGB, fitting_profile, to_srgb
+from .large import most_pixels, pixel_limit
 from .lossless import is_lossless_webp
 from .metadata import Metadata, read_metadata
 from .optional_formats import (
@@ -107,7 +108,7 @@ def read_tiff_page(path: Path, page: int) -> Picture | None:
 def reading(path: Path) -> Generator[None, None, None]:
     """Let Pillow read what it can without a word; what it cannot read becomes an ImageReadError of one sentence."""
     try:
-        with warnings.catch_warnings(), _room_for_text():
+        with warnings.catch_warnings(), _room_for_text(), pixel_limit(most_pixels()):
             warnings.simplefilter("ignore")  # of odd metadata, of size (twice the size that it warns of is an error)
             yield
     except _DECODE_ERRORS as error:
@@ -141,8 +142,8 @@ def _read_failure(path: Path, error: Exception) -> str:
     if isinstance(error, PermissionError):
         return f"{path} may not be read; ask its owner for permission or copy it to where you have it."
     if isinstance(error, Image.DecompressionBombError):
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        return f"{path} claims more than {limit} million pixels and was not decoded; crop or shrink it first."
+        limit = most_pixels() // 10**6
+        return f"{path} claims more than {limit} million pixels, the most here, and was not decoded; shrink it first."
     if isinstance(error, MemoryError):
         return f"{path} does not fit into memory; crop it, shrink it or use a machine with more."
     if path.is_file() and path.stat().st_size == 0:

@@ -12,6 +12,7 @@ from typing import Any, cast
 from PIL import ExifTags, Image
 
 from .exr import exr_is_whole, read_exr_settings
+from .large import pixel_limit
 from .metadata import SETTINGS_KEY, SETTINGS_TAG
 
 Settings = Mapping[str, str | float | int | bool]
@@ -36,7 +37,7 @@ def _text_in(path: Path) -> Any:
     """Where a format has the settings."""
     if path.suffix.lower() == ".exr":
         return read_exr_settings(path)
-    with Image.open(path) as image:
+    with pixel_limit(None), Image.open(path) as image:
         return _text_of(image)
 
 
@@ -55,7 +56,7 @@ def is_whole(path: Path) -> bool:
         with contextlib.suppress(*_ERRORS):
             return exr_is_whole(path)
         return False
-    with contextlib.suppress(*_ERRORS), Image.open(path) as image:
+    with contextlib.suppress(*_ERRORS), pixel_limit(None), Image.open(path) as image:
         return _ENDS[image.format or ""](path)
     return False
 

@@ -38,7 +38,8 @@ Made by `python -m tests.ctsr.images.table`, and tested to be true: each cell is
 that holds everything the format can, written as the second and read again. *yes*: kept; *no*: the second format has no
 place for it; *–*: the first has none; *refused*: an error before the work instead of a loss. *said*: a warning names
 what is lost, laid over white or rounded. Depths are bits a channel, 32 floating-point. One still of grey becomes colour
-where a format has no grey. Not in the table: RAW, HEIC and JPEG XL, which are read (as PNG in, but for their text)."""
+where a format has no grey. Not in the table: RAW, HEIC and JPEG XL, which are read; what is kept of them is as in a row
+of PNG, without text."""
 COLUMNS = ["colour", "grey", "depth", "alpha", "ICC", "EXIF", "XMP", "IPTC", "DPI", "text", "frames", "said"]
 
 

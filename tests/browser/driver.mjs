@@ -120,11 +120,20 @@ function addNode({ type, values }) {
   app.graph.add(node);
 }
 
-// Cards of the pack alone, with their pictures: those of the core stay for a while after the pack was chosen.
-function areCardsLoaded(pack) {
+// Titles of the cards in the template browser.
+function readTitles() {
+  return [...document.querySelectorAll(".template-card h3")].map((title) => title.title);
+}
+
+// Other cards than those before, which stay for a while after a pack was chosen.
+function areOthers(before) {
+  const titles = [...document.querySelectorAll(".template-card h3")].map((title) => title.title);
+  return titles.length > 0 && !titles.some((title) => before.includes(title));
+}
+
+function areCardsLoaded() {
   const cards = [...document.querySelectorAll(".template-card")];
-  const isThere = (image) => image?.naturalWidth > 0 && decodeURIComponent(image.src).includes(`/${pack}/`);
-  const missing = cards.find((card) => !isThere(card.querySelector("img")));
+  const missing = cards.find((card) => !card.querySelector("img")?.naturalWidth);
   missing?.scrollIntoView(); // pictures out of sight are loaded late
   return cards.length > 0 && missing === undefined;
 }
@@ -283,8 +292,11 @@ const commands = {
   // The template browser's cards of a pack: the width of each one's picture.
   async templates(pack) {
     await page.locator(".templates-tab-button").click();
+    await page.waitForFunction(() => document.querySelector(".template-card h3") !== null);
+    const before = await page.evaluate(readTitles);
     await page.getByRole("option", { name: pack }).click();
-    await page.waitForFunction(areCardsLoaded, pack);
+    await page.waitForFunction(areOthers, before);
+    await page.waitForFunction(areCardsLoaded);
     const widths = await page.evaluate(readCards);
     await commands.dismiss();
     return widths;

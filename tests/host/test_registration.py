@@ -16,7 +16,7 @@ NODES = {
     "CTSRUpscale": ["IMAGE"],
     "CTSRUpscaleVideo": ["VIDEO"],
     "CTSRSweep": ["IMAGE", "IMAGE"],
-    "CTSRAutoT": ["FLOAT", "STRING"],
+    "CTSRAutoT": ["FLOAT", "STRING", "MASK"],
     "CTSRDial": ["IMAGE", "FLOAT"],
     "CTSRReport": ["MASK", "MASK", "IMAGE", "STRING"],
 }

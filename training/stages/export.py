@@ -38,18 +38,19 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @torch.no_grad()
-def extend_(unet: TimeConditionedUNetMini, share: float) -> None:
+def extend_(unet: TimeConditionedUNetMini | TimeConditionedUNetMini2, share: float) -> None:
     """Moves t = 0 by `share` of the way between the ends, in place; t = 1 and the curve stay where they are.
 
     More than zero moves it away from t = 1, -1 < share < 0 towards it.
 
     With t_old = -share + (1 + share) t, z(t_old) is again z0 + t delta + t (1 - t) kappa, and the new groups are linear
-    in the old ones. For residual prediction, z0 = z_L - o.
+    in the old ones. For residual prediction, z0 = z_L - o. A ctsr-mini 2 has no kappa.
     """
     for parameter in (unet.conv_out.weight, cast(Tensor, unet.conv_out.bias)):
-        o, delta, kappa = (group.clone() for group in parameter.chunk(3))
-        bend = share * (1 + share) * kappa
-        parameter.copy_(torch.cat([o + share * delta + bend, (1 + share) * delta + bend, (1 + share) ** 2 * kappa]))
+        o, delta, *kappas = (group.clone() for group in parameter.split(unet.config["in_channels"]))
+        bend = sum((share * (1 + share) * kappa for kappa in kappas), torch.zeros_like(o))
+        bends = [(1 + share) ** 2 * kappa for kappa in kappas]
+        parameter.copy_(torch.cat([o + share * delta + bend, (1 + share) * delta + bend, *bends]))
 
 
 MOST_PATTERN = 0.25  # of a scaled latent; a mean over all values would follow the strongest edges
@@ -119,7 +120,7 @@ def weights(
     if extend:
         if pipeline.family.name != "ctsr" or pipeline.family.parameterization != "residual":
             raise ValueError(f"{model} is not a ctsr-mini: leave --extend at 0.")
-        extend_(cast(TimeConditionedUNetMini, pipeline.unet), extend)
+        extend_(cast("TimeConditionedUNetMini | TimeConditionedUNetMini2", pipeline.unet), extend)
     if level is not None:
         if not isinstance(pipeline.vae, TimeAwareAutoencoderMini2):
             raise ValueError(f"{model} is no ctsr-mini 2: leave --level out.")

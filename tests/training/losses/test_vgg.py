@@ -47,6 +47,7 @@ def test_the_pictures_seen_last_are_remembered_with_their_graph_and_others_are_n
     assert again[:2] == first
     assert again[2].requires_grad
     vgg(pictures(2), 1)
+    vgg(pictures(3), 1)
     assert vgg(x, 1)[0] is not first[0]
     torch.testing.assert_close(vgg(x, 3), again)
 

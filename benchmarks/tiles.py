@@ -72,9 +72,9 @@ def main(
     start = time.perf_counter()
     whole = network.call(x)
     print(f"untiled: {time.perf_counter() - start:.1f} s; errors: mean, largest, mean of a channel; border; time")
-    finest = max(network.levels, key=lambda stage: stage.scale)
+    finest = max(network.levels, key=lambda level: level.scale)
     layers = 4 * schedule.layers_values(finest, (side // 8) ** 2)
-    naive = replace(network, stages=(), halo=None)
+    naive = replace(network, levels=(), halo=None)
     for name, way, overlap, memory in (
         ("layers", network, 0, layers),
         ("tiles, no memory for layers", network, 0, 0),

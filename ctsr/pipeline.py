@@ -770,24 +770,21 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         wanted = wanted_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
         step_end = None if callback_on_step_end is None else partial(end_step, callback_on_step_end, wanted, self)
         tiling: Tiling = {"tile": tile or self.default_tile, "tile_overlap": tile_overlap, "callback": callback}
+        sweep = partial(
+            self.sweep,
+            timestep=timestep,
+            color_fix=color_fix,
+            decode=output_type != "latent",
+            step_end=step_end,
+            **tiling,
+        )
         results: list[Tensor | Image.Image] = []
         choices: list[Choice] = []
         each = zip(pictures, sizes, dials, prompts, noise, profiles_of(image), strict=True)
         for picture, size, dial, embeds, sources, profile in each:
             for source in sources:
                 chosen = [dial if dial is not None else self._chooser(picture, choices)]
-                (result,) = self.sweep(
-                    picture,
-                    size,
-                    chosen,
-                    timestep=timestep,
-                    prompt_embeds=embeds,
-                    generator=source,
-                    color_fix=color_fix,
-                    decode=output_type != "latent",
-                    step_end=step_end,
-                    **tiling,
-                )
+                (result,) = sweep(picture, size, chosen, prompt_embeds=embeds, generator=source)
                 results.append(as_pil(result, profile) if output_type == "pil" else result)
         images = as_output(results, output_type)
         self.maybe_free_model_hooks()

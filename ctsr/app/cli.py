@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from .evaluate import Pair, Task
     from .finished import Finished
-    from .jobs import Job
+    from .jobs import Job, Naming
     from .run import Outcome
 
 app = typer.Typer(
@@ -138,9 +138,9 @@ def upscale_command(
     with report_errors(console), TemporaryDirectory() as folder:
         from .devices import parse_devices
         from .finished import Finished
-        from .jobs import Naming, check_encoding, plan
+        from .jobs import Naming, check_encoding
         from .options import parse_t
-        from .pipes import PIPE, give_output, output_file, take_input
+        from .pipes import PIPE, give_output
 
         encoding = make_encoding(quality, lossless, bit_depth)
         wanted = make_size(scale, size, fit, long_side, megapixels)
@@ -148,11 +148,7 @@ def upscale_command(
         where = parse_devices(devices) * jobs
         loaded = make_model(model, precision, where[0])
         naming = Naming(suffix, file_format and f".{file_format.value}")
-        if output == PIPE:
-            target = output_file(inputs, naming.format or ".png", Path(folder))
-            planned = plan(take_input(inputs, Path(folder)), str(target))
-        else:
-            planned = plan(take_input(inputs, Path(folder)), output, naming)
+        planned = jobs_of(inputs, output, naming, Path(folder))
         check_encoding(planned, encoding)
         found = Finished(loaded, options, overwrite)
         if only_plan:
@@ -366,6 +362,17 @@ app.command("hub-folder")(hub_folder_command)
 
 
 # -------------------------------------------------------------------------------------------------------------- runs
+
+
+def jobs_of(inputs: Sequence[Path], output: str | None, naming: Naming, folder: Path) -> list[Job]:
+    """What is to be made of what; standard input and output go through files of `folder`."""
+    from .jobs import plan
+    from .pipes import PIPE, output_file, take_input
+
+    if output == PIPE:
+        target = output_file(inputs, naming.format or ".png", folder)
+        return plan(take_input(inputs, folder), str(target))
+    return plan(take_input(inputs, folder), output, naming)
 
 
 def print_plan(jobs: Sequence[Job], found: Finished) -> None:

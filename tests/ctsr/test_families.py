@@ -226,6 +226,8 @@ def test_endpoints_refuse_what_does_not_belong_to_the_family():
         endpoints_of(get_family("ctsr"), lambda z, *_: z, [z])
     with pytest.raises(ValueError, match="2 latents"):
         endpoints_of(get_family("tadsr"), lambda z, *_: z, [z])
+    with pytest.raises(ValueError, match="4 output channels"):
+        endpoints_of(get_family("osediff"), lambda z, *_: torch.cat([z, z], dim=1), [z])
 
 
 @pytest.mark.parametrize(

@@ -103,15 +103,26 @@ def restored_source(data: Data, lr: Path, restored: Path, hr: Path | None, reali
 
 
 def taught_source(data: Data, photos: Photos, folders: tuple[Path, Path, Path, Path], share: float) -> Source:
-    """Batches for both ends with `realistic` and `faithful`, what each end is to draw.
+    """As `open_source`, with `realistic` and `faithful` [B, 3, 4h, 4w] in [-1, 1] beside: what each end is to draw.
 
     Args:
         data: of the degraded photographs, which are their own aims.
-        photos: all.
+        photos: in memory; those of shards are not.
         folders: pictures of LR, HR, and what a realistic and a faithful restorer made of LR; told to be as crisp as
             photographs are.
-        share: of samples that come from these.
+        share: of samples that come from these, 0 to 1.
+
+    Raises:
+        ValueError: another share, or photographs are asked for that are not in memory, or to be degraded on the device.
+        FileNotFoundError: as `paired_photos`.
     """
+    if not 0 <= share <= 1:
+        raise ValueError(f"the share of taught pictures is {share}: give one from 0 to 1.")
+    if share < 1 and (not photos.train or data.degrade_on == "device"):
+        raise ValueError(
+            "Photographs beside taught pictures come from a folder and are degraded by workers: give a folder of them "
+            "and --data.degrade-on workers, or --taught-share 1."
+        )
     lr, hr, realistic, faithful = folders
     pictures = paired_photos(lr, faithful, hr, realistic)
 

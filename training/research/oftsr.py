@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline
 from ctsr.families import Endpoints
 from ctsr.models import forward
+from ctsr.models.forward import latent_channels
 from training.data.datasets import Data, mini_data, open_source, sd21_data
 from training.engine.draws import Draws
 from training.engine.run import Run
@@ -236,7 +237,7 @@ def open_flow(start: str) -> CTSRPipeline:
     """The pipeline of a start as one of family oftsr: one that is none yet gets the wider conv_in."""
     pipeline = open_pipeline(start, "osediff")
     if pipeline.config["family"] != "oftsr":
-        keep_groups(pipeline.unet, pipeline.vae.config["latent_channels"])
+        keep_groups(pipeline.unet, latent_channels(pipeline.vae))
         widen_conv_in(pipeline.unet)
         negate_conv_out(pipeline.unet)
         pipeline.register_to_config(family="oftsr", parameterization=None, encoder_timesteps=None)

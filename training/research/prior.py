@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline, TimeConditionedUNetMini
 from ctsr.models.building import make_fast
+from ctsr.models.forward import latent_channels
 from training.data.datasets import Data, batches_of_one, mini_data, open_source
 from training.engine.draws import Draws
 from training.engine.loop import Report
@@ -86,7 +87,7 @@ def score(model: OneStep, pairs: Sequence[Sample], seed: int) -> Report:
 def build(recipe: Recipe) -> Stage:
     """The stage of a recipe."""
     vae = open_pipeline(recipe.start).vae
-    channels = vae.config["latent_channels"]
+    channels = latent_channels(vae)
     unet = TimeConditionedUNetMini(in_channels=channels, out_channels=channels)
     pipeline = CTSRPipeline(vae.requires_grad_(False), make_fast(unet), family="osediff", parameterization="epsilon")
     model, seed = OneStep(pipeline), recipe.run.seed

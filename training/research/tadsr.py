@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.families import Parameterization
+from ctsr.models.forward import latent_channels
 from training.data.datasets import mini_data, open_source, sd21_data
 from training.engine.draws import Draws
 from training.engine.run import Run
@@ -139,7 +140,7 @@ class Generator(nn.Module):
 def open_start(recipe: Recipe) -> CTSRPipeline:
     """The pipeline that `recipe.start` names, as one of family tadsr."""
     pipeline = open_pipeline(recipe.start, "tadsr")
-    keep_groups(pipeline.unet, pipeline.vae.config["latent_channels"])
+    keep_groups(pipeline.unet, latent_channels(pipeline.vae))
     pipeline.register_to_config(
         family="tadsr", parameterization=recipe.parameterization, encoder_timesteps=None, dial_timesteps=None
     )

@@ -124,8 +124,16 @@ def weights(
     if level is not None:
         if not isinstance(pipeline.vae, TimeAwareAutoencoderMini2):
             raise ValueError(f"{model} is no ctsr-mini 2: leave --level out.")
-        level_(pipeline, [from_pil(Image.open(path)) for path in photo_paths(level).values()])
+        level_(pipeline, read_pictures(level))
     pipeline.save_single_file(out, DTYPES[precision])
+
+
+def read_pictures(folder: Path) -> list[Tensor]:
+    """The pictures of a folder, [1, 3, h, w] fp32 in [0, 1] each; raises FileNotFoundError where there are none."""
+    pictures = [from_pil(Image.open(path)) for path in photo_paths(folder).values()]
+    if not pictures:
+        raise FileNotFoundError(f"no picture under {folder}: give a folder of low-resolution pictures.")
+    return pictures
 
 
 def to_image(x: Tensor) -> Image.Image:
@@ -227,7 +235,7 @@ def shortened(model: Path, lr: Path, blocks: int, out: Path) -> None:
     unet = pipeline.unet
     if not isinstance(unet, TimeConditionedUNetMini2) or not 0 < blocks < len(unet.blocks):
         raise ValueError(f"{model} is no ctsr-mini 2 of more than {blocks} blocks.")
-    shorten_(pipeline, [from_pil(Image.open(path)) for path in photo_paths(lr).values()], blocks)
+    shorten_(pipeline, read_pictures(lr), blocks)
     pipeline.save_single_file(out)
 
 
@@ -242,7 +250,14 @@ def nearest(hr: Path, pictures: tuple[Path, ...], weights: Path, out: Path, side
         weights: folder of VGG16's, see `training.losses.perceptual.VGGDistance`.
         out: where the copies shall lie.
         side: of the square in the middle that is compared, in px; less where a picture is smaller.
+
+    Raises:
+        FileNotFoundError: no ground truth, a restorer's picture of one is missing, or weights are.
     """
+    truths = photo_paths(hr)
+    missing = [str(folder / name) for name in truths for folder in pictures if not (folder / name).is_file()]
+    if missing or not truths:
+        raise FileNotFoundError(f"{missing[0]} is missing." if missing else f"no picture under {hr}.")
     distance = VGGDistance(weights)
     out.mkdir(parents=True, exist_ok=True)
     taken = dict.fromkeys(pictures, 0)
@@ -254,11 +269,10 @@ def nearest(hr: Path, pictures: tuple[Path, ...], weights: Path, out: Path, side
 
     @torch.no_grad()
     def to_truth(path: Path, truth: Tensor) -> float:
-        distance.vgg.seen.clear()
         with torch.autocast("cpu", torch.bfloat16):
             return float(distance(middle(path), truth))
 
-    for name, path in photo_paths(hr).items():
+    for name, path in truths.items():
         truth = middle(path)
         best = min(pictures, key=lambda folder: to_truth(folder / name, truth))
         taken[best] += 1

@@ -10,8 +10,7 @@ dial:
 
 x^t = D(z^t) with z^t of `ctsr.families.blend`, rec_r and rec_f the distances of `training.stages.osediff` and
 `training.stages.fidelity`, path that of `training.losses.dial_path`. Other restorers' pictures may be what the ends are
-to draw. The mini's alone:
-SD's decoder is frozen, so there is less that could learn together.
+to draw. The mini's alone: SD's decoder is frozen, so there is less that could learn together.
 """
 
 from dataclasses import dataclass, field, replace
@@ -57,7 +56,7 @@ class Recipe:
         lr, hr: folders of low-resolution pictures and their ground truth, beside photographs.
         realistic_pictures, faithful_pictures: what two other restorers made of those of `lr`: there the ends are to
             draw these and not the ground truth.
-        taught_share: of samples, that are these.
+        taught_share: of the samples, 0 to 1, come from these folders; the rest are photographs.
     """
 
     data: Data

@@ -132,3 +132,13 @@ def test_restorers_pictures_are_the_share_that_was_asked_for_and_photographs_the
             colours = [round(float((x[0].mean() + 1) * 127.5)) for x in (soft, sharp, real, true)]
             assert colours == [60, 60, 120, 180]
     assert abs(taught / 32 - share) <= (0.25 if share == 0.5 else 0)
+
+
+def test_what_cannot_be_mixed_with_taught_pictures_is_refused(data: Data, tmp_path: Path) -> None:
+    folders = (tmp_path, tmp_path, tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="from 0 to 1"):
+        taught_source(data, load_photos(data.photos), folders, 1.5)
+    with pytest.raises(ValueError, match="--taught-share 1"):
+        taught_source(replace(data, degrade_on="device"), load_photos(data.photos), folders, 0.5)
+    with pytest.raises(ValueError, match="--taught-share 1"):
+        taught_source(data, load_photos(data.photos, training=False), folders, 0.5)

@@ -175,3 +175,15 @@ def test_of_several_restorers_the_picture_nearest_to_the_truth_is_taken(
     nearest(tmp_path / "HR", (tmp_path / "a", tmp_path / "b"), perceptual_weights, tmp_path / "best")
     for name, pixels in truth.items():
         assert np.array_equal(np.asarray(Image.open(tmp_path / "best" / name)), pixels)
+    (tmp_path / "b" / "two.png").unlink()
+    with pytest.raises(FileNotFoundError, match=r"two\.png is missing"):
+        nearest(tmp_path / "HR", (tmp_path / "a", tmp_path / "b"), perceptual_weights, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_folder_without_pictures_chooses_no_blocks(tmp_path: Path) -> None:
+    (tmp_path / "LR").mkdir()
+    new_mini("ctsr").save_single_file(tmp_path / "long.safetensors")
+    with pytest.raises(FileNotFoundError, match="no picture under"):
+        shortened(tmp_path / "long.safetensors", tmp_path / "LR", 2, tmp_path / "short.safetensors")
+    assert not (tmp_path / "short.safetensors").exists()

@@ -34,12 +34,18 @@ FULL = Metadata(
 )
 INTRODUCTION = """# What survives from format to format
 
+What each format keeps of a picture that has it. Depth is bits a channel, 32 floating-point; what is lost, laid over
+white or rounded is said in a warning, and *refused* is an error before the work. RAW, HEIC and JPEG XL are read, not
+written.
+"""
+DETAILS = """
+<details><summary>Every pair of formats</summary>
+
 Made by `python -m tests.ctsr.images.table`, and tested to be true: each cell is measured on a file of the first format
 that holds everything the format can, written as the second and read again. *yes*: kept; *no*: the second format has no
-place for it; *–*: the first has none; *refused*: an error before the work instead of a loss. *said*: a warning names
-what is lost, laid over white or rounded. Depths are bits a channel, 32 floating-point. One still of grey becomes colour
-where a format has no grey. Not in the table: RAW, HEIC and JPEG XL, which are read; what is kept of them is as in a row
-of PNG, without text."""
+place for it; *–*: the first has none. *said*: a warning names what is lost. One still of grey becomes colour where a
+format has no grey. What is kept of RAW, HEIC and JPEG XL is as in a row of PNG, without text.
+"""
 COLUMNS = ["colour", "grey", "depth", "alpha", "ICC", "EXIF", "XMP", "IPTC", "DPI", "text", "frames", "said"]
 
 
@@ -146,18 +152,34 @@ def rows(sources: list[str] = INPUTS, targets: list[str] = OUTPUTS) -> Iterator[
     logger.removeHandler(heard)
 
 
+def summary(measured: list[Row], target: str) -> str:
+    """A line of the first table: what a format keeps of those that have it."""
+    cells: list[str] = []
+    for column in COLUMNS[:-1]:
+        values = {row.source[1:]: row.cells[column] for row in measured if row.target == target}
+        if column == "depth":
+            cells.append(str(max(int(value.split(" → ")[1]) for value in values.values())))
+            continue
+        by_value: dict[str, list[str]] = {}
+        for source, value in values.items():
+            by_value.setdefault(value, []).append(source)
+        by_value.pop("–", None)
+        usual, *others = sorted(by_value, key=lambda value: -len(by_value[value])) or ["–"]
+        cells.append(usual + "".join(f"; from {', '.join(by_value[value])} {value}" for value in others))
+    return f"| {target[1:]} | " + " | ".join(cells) + " |"
+
+
 def table(suffixes: list[str] = INPUTS) -> str:
     """The page, of some formats."""
-    lines = [
-        *INTRODUCTION.splitlines(),
-        "",
-        "| in | out | " + " | ".join(COLUMNS) + " |",
-        "|" + "---|" * (2 + len(COLUMNS)),
-    ]
-    for row in rows(suffixes, suffixes):
+    measured = list(rows(suffixes, suffixes))
+    head = " | ".join(COLUMNS)
+    lines = [*INTRODUCTION.splitlines(), "", f"| written as | {head.removesuffix(' | said')} |"]
+    lines += ["|" + "---|" * len(COLUMNS), *(summary(measured, suffix) for suffix in suffixes)]
+    lines += [*DETAILS.splitlines(), "", f"| in | out | {head} |", "|" + "---|" * (2 + len(COLUMNS))]
+    for row in measured:
         cells = " | ".join(row.cells[column] for column in COLUMNS)
         lines.append(f"| {row.source[1:]} | {row.target[1:]} | {cells} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", "</details>"]) + "\n"
 
 
 if __name__ == "__main__":

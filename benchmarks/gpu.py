@@ -34,6 +34,7 @@ from benchmarks.memory import narrow
 from ctsr import CTSRPipeline, PromptEmbeddings
 from ctsr.models.building import make_fast
 from ctsr.tiling import networks
+from ctsr.tiling.network import MOST_TILES
 from training.model.sd21 import SD21_UNET, SD21_VAE
 
 STAGES = ("encode", "unet", "decode")
@@ -236,7 +237,7 @@ def main(
     dtype: DType = DType.bf16,
     side: Annotated[int, typer.Option(help="pixels of a tile")] = 512,
     repeat: int = 10,
-    batch: Annotated[int, typer.Option(help="tiles at once, in a second table")] = networks.MOST_TILES,
+    batch: Annotated[int, typer.Option(help="tiles at once, in a second table")] = MOST_TILES,
     compile: Annotated[str, typer.Option(help="mode of torch.compile, to measure that too: reduce-overhead")] = "",
     with_pictures: Annotated[bool, typer.Option("--pictures/--no-pictures")] = True,
 ) -> None:

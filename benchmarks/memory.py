@@ -23,7 +23,8 @@ from torch import Tensor
 from ctsr import CTSRPipeline, PromptEmbeddings, TimeAwareAutoencoderKL
 from ctsr.models.building import make_fast
 from ctsr.models.forward import latent_channels
-from ctsr.tiling import networks, tiles
+from ctsr.tiling import memory, networks
+from ctsr.tiling.network import Network
 from training.model.sd21 import SD21_UNET, SD21_VAE
 
 SIZES = {"2K": (270, 480), "4K": (540, 960), "8K": (1080, 1920)}  # of the input, a quarter of the result
@@ -80,7 +81,7 @@ def picture(height: int, width: int, precision: str = "auto", shape: ShapeOption
     """One picture through `__call__`; prints the peak and what the picture's own buffers come to."""
     pipeline = build(shape, precision)
     if shape is Shape.narrow:
-        tiles.total_memory = lambda device: NARROW_MEMORY
+        memory.total_memory = lambda device: NARROW_MEMORY
     loaded = peak()
     pipeline(torch.rand(1, 3, height, width), t=0.5, output_type="pil")
     buffer = 16 * height * width * 3 * 4 / 2**20
@@ -116,7 +117,7 @@ def stage(name: str, side: int = 2048, shape: ShapeOption = Shape.mini) -> None:
     latents = torch.zeros(1, channels, side // 8, side // 8, dtype=pipeline.vae.dtype)
     picture = torch.zeros(1, 3, side, side, dtype=pipeline.vae.dtype)
     embeds = None if pipeline.prompt_embeddings is None else pipeline.prompt_embeddings(1)
-    inputs: dict[str, tuple[networks.Network, Tensor]] = {
+    inputs: dict[str, tuple[Network, Tensor]] = {
         "encode": (networks.encoder(pipeline.vae, 999), picture),
         "unet": (networks.unet(pipeline.unet, pipeline.vae_scale_factor, 999, embeds), latents),
         "decode": (networks.decoder(pipeline.vae), latents),

@@ -15,9 +15,8 @@ import psutil
 import torch
 import typer
 
-import ctsr.pipeline
 from benchmarks.memory import Shape, build, peak
-from ctsr.runtime import speed
+from ctsr.runtime import planning, speed
 
 SIZES = {
     Shape.mini: [(64, 64), (128, 128), (270, 480), (384, 512), (540, 960), (1080, 1920)],
@@ -35,7 +34,7 @@ def one(height: int, width: int, shape: Shape = Shape.mini) -> None:
     pipe(torch.rand(1, 3, 32, 32), t=0.5, output_type="pt")
     each = [pipe.network("encode"), pipe.network("unet"), pipe.network("decode")]
     rates = {network.stage: speed.measure(network, time.process_time) for network in each}
-    ctsr.pipeline.speeds = lambda each: rates
+    planning.speeds = lambda each: rates
     plan = pipe.plan([(4 * height, 4 * width)], keep=False)
     seconds = plan.seconds or 0
     before, start = psutil.Process().memory_info().rss / 2**20, time.process_time()

@@ -22,6 +22,7 @@ from benchmarks.memory import narrow
 from ctsr.models.building import make_fast
 from ctsr.tiling import networks
 from ctsr.tiling.sd_vae import schedule
+from tests.tiled import run_tiled
 from training.model.sd21 import SD21_VAE
 
 CPU = torch.device("cpu")
@@ -74,14 +75,14 @@ def main(
     print(f"untiled: {time.perf_counter() - start:.1f} s; errors: mean, largest, mean of a channel; border; time")
     finest = max(network.levels, key=lambda level: level.scale)
     layers = 4 * schedule.layers_values(finest, (side // 8) ** 2)
-    naive = replace(network, levels=(), halo=None)
+    naive = replace(network, levels=(), run_levels=None, halo=None)
     for name, way, overlap, memory in (
         ("layers", network, 0, layers),
         ("tiles, no memory for layers", network, 0, 0),
         ("naive: blended tiles", naive, cells // 4, 0),
     ):
         start = time.perf_counter()
-        y = networks.run_tiled(way, x, cells, overlap, None, CPU, memory)
+        y = run_tiled(way, x, cells, overlap, None, memory)
         show(name, y, whole, pitch, time.perf_counter() - start)
 
 

@@ -18,6 +18,7 @@ try:
 except ImportError as error:
     raise ImportError("Modular Diffusers needs a newer release: pip install -U 'diffusers>=0.37'.") from error
 
+from .arguments import check_dials, check_inputs
 from .checkpoints import own
 from .images.color_fix import check_color_fix
 from .images.inputs import as_tensors, profiles_of
@@ -112,7 +113,7 @@ class EncodeStep(CTSRStep):
         """image -> encoded."""
         pictures = [batch[i : i + 1] for batch in as_tensors(state.image) for i in range(len(batch))]
         size = (state.scale, state.height, state.width)
-        sizes = pipe.check_inputs(pictures, *size, state.timestep, state.tile or 0, state.tile_overlap, None, "pil")
+        sizes = check_inputs(pictures, *size, state.timestep, state.tile or 0, state.tile_overlap, None, "pil")
         state.icc_profiles = profiles_of(state.image)
         state.encoded = [
             pipe.encode(picture, *size, state.timestep, **tiling_of(state))
@@ -159,7 +160,7 @@ class BlendStep(CTSRStep):
 
     def run(self, pipe: CTSRPipeline, state: Any) -> None:
         """endpoints -> latents."""
-        dials = pipe.check_dials(state.t, state.t_map, len(state.endpoints))
+        dials = check_dials(state.t, state.t_map, len(state.endpoints))
         blended: list[torch.Tensor] = []
         for ends, encoded, dial in zip(state.endpoints, state.encoded, dials, strict=True):
             if dial is None:  # t="auto"

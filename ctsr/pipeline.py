@@ -6,73 +6,54 @@ and decode, because a LATENT there holds z / s. The dial stands after the UNet, 
 a decode only.
 """
 
-import copy
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, Union, cast, overload
 
 import numpy as np
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils.outputs import BaseOutput
 from PIL import Image
 from torch import Tensor, nn
-from typing_extensions import Self, TypedDict, Unpack  # in typing from Python 3.11
+from typing_extensions import Unpack  # in typing from Python 3.11
 
 from . import families
+from .arguments import CallOptions, check_dials, check_inputs
 from .assess.auto_t import Choice, choose_t, traits
 from .assess.places import MARGIN, Place, check_places
-from .checkpoints import hub, own
-from .checkpoints.formats import refusal
-from .checkpoints.inspect import look
-from .families import Dial, Endpoints, Family, Parameterization, get_family
+from .families import Dial, Endpoints
 from .images.color_fix import ColorFix, apply_color_fix, check_color_fix
-from .images.inputs import Maps, Pictures, as_maps, as_tensors, profiles_of
+from .images.inputs import Maps, Pictures, as_tensors, profiles_of
 from .images.tensors import (
     OutputType,
     as_output,
     as_pil,
-    check_size,
     map_to_latents,
-    output_size,
     pad,
     resize,
 )
 from .models.autoencoder_kl_time_aware import TimeAwareAutoencoderKL
 from .models.autoencoder_mini import TimeAwareAutoencoderMini
 from .models.autoencoder_mini2 import TimeAwareAutoencoderMini2
-from .models.forward import latent_channels, vae_scale_factor
-from .models.lora import lora_layers
 from .models.lora_variant import LoraVariant
 from .models.prompt_embeddings import PromptEmbeddings
 from .models.unet_mini import TimeConditionedUNetMini
 from .models.unet_mini2 import TimeConditionedUNetMini2
-from .runtime.cost import Plan, make_plan
 from .runtime.noise import Noise, noise_sources
-from .runtime.offload import ExecutionMixin, check_tile
+from .runtime.planning import PlannedPipeline
 from .runtime.prompts import PromptMixin
-from .runtime.speed import speeds
 from .runtime.step_end import TENSOR_INPUTS, StepEnd, end_step, wanted_tensors
 from .runtime.user_lora import UserLoraMixin
-from .tiling import networks
-from .tiling.networks import Progress as Progress
-from .tiling.networks import Stage, Tiling
+from .tiling import networks, tiled
+from .tiling.tiled import Progress as Progress
+from .tiling.tiled import Tiling
 
 logger = logging.getLogger(__name__)
-
-_DEFAULT_T = 0.5
-DEFAULT_SCALE = 4.0
-_RESULT_BYTES = 12
-"""Of a result in memory, a pixel: three fp32 numbers."""
-_REEXPORT = "from ctsr import CTSRPipeline\n"
-"""pipeline.py of a folder, for `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, ...)`."""
 
 
 # diffusers' `from_pipe` takes components of exactly these classes, and its older releases read no other form of them.
@@ -99,23 +80,6 @@ class CTSRPipelineOutput(BaseOutput, Generic[ImagesT_co]):
     choices: list[Choice] | None = None
 
 
-class CallOptions(TypedDict, total=False):
-    """Keyword arguments of `CTSRPipeline.__call__` on which the type of its result does not depend."""
-
-    timestep: int | None
-    t_map: Maps | None
-    tile: int
-    tile_overlap: int | None
-    color_fix: ColorFix | None
-    prompt_embeds: Tensor | None
-    generator: torch.Generator | Sequence[torch.Generator] | None
-    callback: Progress | None
-    prompt: str | Sequence[str] | None
-    num_images_per_prompt: int
-    callback_on_step_end: StepEnd | None
-    callback_on_step_end_tensor_inputs: Sequence[str]
-
-
 @dataclass(frozen=True)
 class Encoded:
     """A picture as the UNet sees it, and what `decode` needs to give the right picture back.
@@ -131,7 +95,7 @@ class Encoded:
     reference: Tensor
 
 
-class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin):
+class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
     """One-step super-resolution with a dial.
 
     Args:
@@ -157,7 +121,6 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = TENSOR_INPUTS
     num_timesteps = 1
-    _own_t: float | None = None
 
     unet_variant: LoraVariant | None
 
@@ -199,317 +162,6 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         if self.family.variants and unet_variant is None:
             raise ValueError(f"Family {family!r} runs its UNet in two variants: pass unet_variant.")
 
-    # --- loading and saving ---------------------------------------------------------------------------------------
-
-    @classmethod
-    def mini(
-        cls,
-        torch_dtype: hub.DTypeOption = None,
-        device: str | torch.device = "cpu",
-        *,
-        dtype: hub.DTypeOption = None,
-    ) -> Self:
-        """The built-in ctsr-mini: no download, no text encoder. Arguments as for `from_single_file`."""
-        return cls.from_single_file(own.MINI_WEIGHTS, torch_dtype, device, dtype=dtype)
-
-    @classmethod
-    def from_single_file(
-        cls,
-        path: str | Path,
-        torch_dtype: hub.DTypeOption = None,
-        device: str | torch.device = "cpu",
-        *,
-        dtype: hub.DTypeOption = None,
-    ) -> Self:
-        """A pipeline from one safetensors file with the configuration in its metadata, as `save_single_file` writes it.
-
-        Args:
-            path: the file.
-            torch_dtype, dtype: as for `from_pretrained`: fp32 by default, whatever the file holds.
-            device: where it runs.
-
-        Raises:
-            CheckpointError: the file is missing, truncated, or not one of ours; the message says what to do.
-        """
-        place = torch.device(device)
-        hub.dtype_of("unet", dtype, torch_dtype, place)  # refuses before it loads
-        return own.load_single_file(cls, Path(path))._placed(own.COMPONENTS, dtype, torch_dtype, place)
-
-    def save_single_file(self, path: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Writes everything into one safetensors file, by a temporary name and a rename.
-
-        Args:
-            path: of the file; its folder is made if it is missing.
-            dtype: of the weights in the file; by default as they are, so that a pipeline loaded in that dtype gives the
-                same bits. torch.float16 halves the file of one in fp32.
-        """
-        own.save_single_file(self, Path(path), dtype)
-
-    @classmethod
-    def from_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        torch_dtype: hub.DTypeOption = None,
-        dtype: hub.DTypeOption = None,
-        device_map: str | torch.device | Mapping[str, Any] | None = None,
-        variant: str | None = None,
-        use_safetensors: bool = True,
-        low_cpu_mem_usage: bool = False,
-        cache_dir: str | os.PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        revision: str | None = None,
-        token: str | bool | None = None,
-        **given: Any,
-    ) -> Self:
-        """A pipeline from a folder that `save_pretrained` wrote, here or on the hub; nothing of it is run as code.
-
-        Args:
-            pretrained_model_name_or_path: the folder, or a name on the hub such as "user/model".
-            torch_dtype, dtype: two spellings of one argument: a torch.dtype, or a dict of them by component with
-                "default". fp32 by default, as everywhere in Python and whatever the files hold, so that loading what
-                was saved gives the same bits. "auto" is bf16 where the device has it in hardware, but for UNets whose
-                error is amplified: see `precision.accurate_dtype`.
-            device_map: one device, such as "cuda".
-            variant: of the weight files, such as "fp16".
-            use_safetensors: False reads pickled weights, and of these tensors alone.
-            low_cpu_mem_usage: taken as diffusers takes it; makes no difference.
-            cache_dir, force_download, local_files_only, revision, token: as huggingface_hub takes them.
-            given: components (`vae`, `unet`, `prompt_embeddings`, `text_encoder`, `tokenizer`) and settings instead of
-                the folder's; `text_encoder=None` loads none.
-
-        Raises:
-            CheckpointError: nothing loadable there; the message says what to do.
-            ValueError: an argument that does not fit, or a device_map that spreads the networks.
-        """
-        if unknown := set(given) - {*own.COMPONENTS, *own.TEXT_PARTS, *own.SETTINGS}:
-            raise ValueError(f"from_pretrained takes no {sorted(unknown)[0]}: leave it out, or see its docstring.")
-        device = hub.one_device(device_map)
-        parts = (*own.COMPONENTS, own.TEXT_ENCODER)
-        hub.dtype_of("unet", dtype, torch_dtype, device)  # refuses before it loads
-        folder = Path(pretrained_model_name_or_path)
-        if not folder.exists():
-            place: hub.HubOptions = {
-                "cache_dir": cache_dir,
-                "force_download": force_download,
-                "local_files_only": local_files_only,
-                "revision": revision,
-                "token": token,
-            }
-            name = os.fspath(pretrained_model_name_or_path)
-            wanted = [part for part in (*own.COMPONENTS, *own.TEXT_PARTS) if part not in given]
-            folder = hub.fetch(name, wanted, variant, use_safetensors, place)
-        contents = look(folder)
-        if not contents.is_ours:
-            raise refusal(contents)
-        hub.check_weights(folder, set(own.COMPONENTS) - set(given), variant, use_safetensors)
-        pipeline = own.load_folder(cls, folder, variant, use_safetensors, given)
-        pipeline._placed(set(parts) - set(given), dtype, torch_dtype, device)
-        cast(Any, pipeline).register_to_config(_name_or_path=os.fspath(pretrained_model_name_or_path))
-        return pipeline
-
-    def _placed(
-        self, names: Iterable[str], dtype: hub.DTypeOption, torch_dtype: hub.DTypeOption, device: torch.device
-    ) -> Self:
-        """This pipeline, its components of these names on a device and in the dtypes asked for."""
-        for name in names:
-            if (component := getattr(self, name)) is not None:
-                own.move(component, device, hub.dtype_of(name, dtype, torch_dtype, device, self.family.gain))
-        return self
-
-    @classmethod
-    def from_pipe(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
-        cls,
-        pipeline: DiffusionPipeline,
-        *,
-        torch_dtype: hub.DTypeOption = None,
-        dtype: hub.DTypeOption = None,
-        **given: Any,
-    ) -> Self:
-        """A pipeline that shares the networks and settings of another one.
-
-        Args:
-            pipeline: one of ours, or of Stable Diffusion, whose `unet` and `vae` a family such as OSEDiff can take.
-            torch_dtype, dtype: as for `from_pretrained`, but by default the networks stay as they are: a cast is one of
-                the given pipeline's, too.
-            given: components and settings instead of its own.
-        """
-        base: Any = super()
-        parts: dict[str, Any] = {**pipeline.components, **given}
-        before: dict[str, torch.dtype] = {
-            name: cast(Any, part).dtype for name, part in parts.items() if isinstance(part, nn.Module)
-        }
-        made: Self = base.from_pipe(pipeline, **given)  # newer releases of diffusers cast to fp32
-        asked = dtype is not None or torch_dtype is not None
-        for name, part in made.components.items():
-            if isinstance(part, nn.Module):
-                target = (
-                    hub.dtype_of(name, dtype, torch_dtype, made.device, made.family.gain) if asked else before[name]
-                )
-                nn.Module.to(part, dtype=target)
-        return made
-
-    @classmethod
-    def download(  # pyright: ignore[reportIncompatibleMethodOverride]  # theirs names none but the first
-        cls,
-        pretrained_model_name: str,
-        *,
-        variant: str | None = None,
-        use_safetensors: bool = True,
-        **options: Unpack[hub.HubOptions],
-    ) -> str:
-        """Fetches what `from_pretrained` reads of a pipeline on the hub; returns the folder it lies in.
-
-        diffusers' own refuses components of classes that are not its own.
-
-        Raises:
-            CheckpointError: no such pipeline, or the hub cannot be reached.
-        """
-        parts = (*own.COMPONENTS, *own.TEXT_PARTS)
-        return str(hub.fetch(pretrained_model_name, parts, variant, use_safetensors, options))
-
-    def save_pretrained(  # pyright: ignore[reportIncompatibleMethodOverride]  # hands all on
-        self, save_directory: str | Path, **options: Any
-    ) -> None:
-        """A folder for `from_pretrained`, as diffusers writes it; its older releases refuse channels-last weights.
-
-        A pipeline.py of one line lets `DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder,
-        trust_remote_code=True)` load it too.
-
-        Args:
-            save_directory: made if it is missing.
-            options: `variant`, `safe_serialization`, `max_shard_size` and the like, as diffusers takes them.
-
-        Raises:
-            ValueError: a component carries LoRA, which such a folder cannot tell of.
-        """
-        base: Any = super()
-        if lora_layers(self.vae) or lora_layers(self.unet):
-            raise ValueError("A folder cannot hold LoRA apart: use save_single_file, or fold it in with merge_lora.")
-        Path(save_directory).mkdir(parents=True, exist_ok=True)
-        (Path(save_directory) / "pipeline.py").write_text(_REEXPORT, encoding="utf-8")
-        for component in self._networks:
-            cast(Any, nn.Module).to(component, memory_format=torch.contiguous_format)  # until the next run
-        base.save_pretrained(save_directory, **options)
-
-    # --- what the checkpoint is -----------------------------------------------------------------------------------
-
-    @property
-    def family(self) -> Family:
-        """The method, with this checkpoint's constants."""
-        family = get_family(cast(str, self.config["family"]))
-        if (parameterization := self.config["parameterization"]) is not None:
-            family = replace(family, parameterization=cast(Parameterization, parameterization))
-        if (timesteps := self.config["encoder_timesteps"]) is not None:
-            family = replace(family, encoder_timesteps=tuple(timesteps))
-        if self.config["time_aware_unet"]:
-            family = replace(family, unet_timesteps=None)
-        return family if self._own_t is None else family.at(self._own_t, self.config["dial_timesteps"] or ())
-
-    def at(self, t: float) -> Self:
-        """This pipeline at t of the method's own dial, as its paper has it: one pass at the timestep that t stands for.
-
-        In TADSR and OFTSR, `t` of a call blends the latents of two timesteps: another t costs a decode, and a map of it
-        is possible. Here every t costs an encode and a UNet pass. TADSR's table t -> tau is the checkpoint's
-        `dial_timesteps`; without a table, tau is linear between the ends.
-
-        Args:
-            t: 0 = most realistic, 1 = most faithful.
-
-        Returns:
-            A pipeline that shares all components with this one and has no dial.
-
-        Raises:
-            ValueError: t is not a number in [0, 1], or the method's dial is no timestep: pass t to the call instead.
-        """
-        other = copy.copy(self)
-        other._own_t = None
-        other.family.at(t)
-        other._own_t = t
-        return other
-
-    @property
-    def scaling_factor(self) -> float:
-        """s of z = s * E(x)."""
-        return float(cast(Any, self.vae).config["scaling_factor"])
-
-    @property
-    def vae_scale_factor(self) -> int:
-        """Pixels a side of a latent."""
-        return vae_scale_factor(self.vae)
-
-    @property
-    def pad_multiple(self) -> int:
-        """Pixels that the sides of the enlarged picture are padded to a multiple of."""
-        return self.vae_scale_factor * networks.unet_alignment(self.unet)
-
-    def network(self, stage: Stage) -> networks.Network:
-        """One of the networks and how it is tiled, at the checkpoint's own timestep and with its baked prompt."""
-        if stage == "encode":
-            return networks.encoder(self.vae, self.family.encoder_timesteps[0])
-        if stage == "decode":
-            return networks.decoder(self.vae)
-        prompt = None if self.prompt_embeddings is None else self.prompt_embeddings(1)
-        return networks.unet(self.unet, self.vae_scale_factor, self.family.timesteps[0], prompt)
-
-    def predicted_memory(
-        self, stage: Stage, height: int, width: int, tile: int = 0, device: torch.device | None = None
-    ) -> int:
-        """Bytes that a network is predicted to work in, beside its weights, its input and its result.
-
-        Args:
-            stage: "encode", "unet" or "decode".
-            height, width: of the result in pixels.
-            tile: side of a tile in pixels of the result, 0 for automatic.
-            device: that it will compute on; by default where it lies.
-        """
-        network = self.network(stage)
-        device = device or self._device_of(network.module)
-        multiple = self.pad_multiple
-        h, w = (-(-side // multiple) * multiple // network.factor for side in (height, width))
-        side = networks.choose_tile(network, h, w, tile, device)
-        return networks.predicted_memory(network, h, w, side, networks.work_memory(device), device)
-
-    def plan(
-        self,
-        sizes: Sequence[tuple[int, int]],
-        tile: int = 0,
-        keep: bool = True,
-        with_time: bool = True,
-    ) -> Plan:
-        """What a run will cost, before it: tiles, passes, memory against what is free, time, or why it is refused.
-
-        Args:
-            sizes: height and width of each result in pixels.
-            tile: as for `encode`.
-            keep: all results stay in memory until the end, as `__call__` returns them; False for those that are written
-                to files one by one.
-            with_time: estimate the time, from speeds that are measured once for a device (two seconds, in the user's
-                cache folder).
-
-        Raises:
-            ValueError: no size, an absurd one, or a tile that is too small.
-        """
-        if not sizes:
-            raise ValueError("sizes is empty: pass height and width of at least one result.")
-        for size in sizes:
-            check_size(*size)
-        check_tile(tile, None)
-        each = [self.network("encode"), self.network("unet"), self.network("decode")]
-        passes = (len(self.family.encoder_timesteps), self.family.passes, 1)
-        latents = latent_channels(self.vae) / self.vae_scale_factor**2
-        return make_plan(
-            list(zip(each, passes, strict=True)),
-            sizes,
-            self.pad_multiple,
-            latents,
-            self._device_of(self.unet),
-            tile or self.default_tile,
-            _RESULT_BYTES if keep else 0,
-            speeds(each) if with_time else None,
-        )
-
     # --- the four steps -------------------------------------------------------------------------------------------
 
     @torch.no_grad()
@@ -539,7 +191,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         latents: list[Tensor] = []
         for step in self._encoder_timesteps(timestep):
             encoder = networks.encoder(self.vae, None if step is None else torch.as_tensor(step, device=device))
-            each = [networks.run(encoder, x, device, self.free_memory, **tiling) for x in pictures]
+            each = [tiled.run(encoder, x, device, self.free_memory, **tiling) for x in pictures]
             latents.append(_as_batch(each))
         return latents
 
@@ -572,7 +224,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             unets = [networks.unet(self.unet, self.vae_scale_factor, step, prompt) for prompt in prompts]
             with self._as_variant(given.variant):
                 pairs = zip(unets, given.sample.chunk(pictures), strict=True)
-                each = [networks.run(unet, z, device, self.free_memory, **tiling) for unet, z in pairs]
+                each = [tiled.run(unet, z, device, self.free_memory, **tiling) for unet, z in pairs]
             outputs.append(_as_batch(each))
         return family.endpoints(inputs, outputs)
 
@@ -629,7 +281,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         if color_fix != "none" and reference is None:
             raise ValueError(f"color_fix={color_fix!r} needs a reference picture: pass `reference`, or use 'none'.")
         decoder, device = networks.decoder(self.vae), self._bring_in(self.vae)
-        each = [networks.run(decoder, z, device, self.free_memory, **tiling) for z in latents.chunk(len(latents))]
+        each = [tiled.run(decoder, z, device, self.free_memory, **tiling) for z in latents.chunk(len(latents))]
         picture = _as_batch(each)
         picture = picture.add_(1).div_(2)
         if size is not None:
@@ -762,10 +414,10 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             TileMemoryError: memory ran out with the smallest tiles.
         """
         pictures = [batch[i : i + 1] for batch in as_tensors(image) for i in range(len(batch))]
-        sizes = self.check_inputs(pictures, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type)
-        dials = self.check_dials(t, t_map, len(pictures))
+        sizes = check_inputs(pictures, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type)
+        dials = check_dials(t, t_map, len(pictures))
         noise = noise_sources(generator, len(pictures), num_images_per_prompt)
-        self.check_conditions(timestep, noise)
+        self._check_conditions(timestep, noise)
         prompts = self._prompts(prompt, prompt_embeds, len(pictures))
         wanted = wanted_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
         step_end = None if callback_on_step_end is None else partial(end_step, callback_on_step_end, wanted, self)
@@ -834,7 +486,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
             if number == len(dials):
                 ends = Endpoints(z)  # the others are not needed any more: free them before the last decode
             # 4. Decode, crop, colours: [1, 3, H, W] in [0, 1]
-            yield self.decode(z, size, image, fix, **tiling) if decode else z
+            yield self.decode_unscaled(z.float() / self.scaling_factor, size, image, fix, **tiling) if decode else z
 
     @torch.no_grad()
     def choose_t(self, image: Tensor, endpoints: Endpoints) -> Choice:
@@ -872,63 +524,7 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
 
         return choose
 
-    def check_inputs(
-        self,
-        pictures: Sequence[Tensor],
-        scale: float | None,
-        height: int | None,
-        width: int | None,
-        timestep: int | None,
-        tile: int,
-        tile_overlap: int | None,
-        color_fix: str | None,
-        output_type: str,
-    ) -> list[tuple[int, int]]:
-        """Raises ValueError with the remedy for what cannot run; returns height and width of each result."""
-        if not pictures:
-            raise ValueError("image is empty: pass at least one picture.")
-        if scale is not None and (height is not None or width is not None):
-            raise ValueError("scale and a size are both given: pass scale, or height and width, or one of these two.")
-        scale = DEFAULT_SCALE if scale is None else scale
-        sizes = [output_size(picture, scale, height, width) for picture in pictures]
-        for size in sizes:
-            check_size(*size)
-        check_tile(tile, tile_overlap)
-        if output_type not in ("pil", "pt", "np", "latent"):
-            raise ValueError(f"output_type must be pil, pt, np or latent, not {output_type!r}.")
-        if color_fix is not None:
-            check_color_fix(color_fix)
-        if output_type != "pil" and len(set(sizes)) > 1:
-            raise ValueError("Results of several sizes cannot be one batch: use output_type 'pil' or height and width.")
-        if timestep is not None and timestep not in range(families.TRAIN_TIMESTEPS):
-            raise ValueError(f"timestep must be an integer from 0 to {families.TRAIN_TIMESTEPS - 1}, not {timestep}.")
-        return sizes
-
-    @staticmethod
-    def check_dials(
-        t: Dial | Literal["auto"] | None, t_map: Maps | None, count: int
-    ) -> list[float] | list[Tensor] | list[None]:
-        """One t or map [h, w] for each of `count` pictures, None for automatic ones.
-
-        Raises:
-            ValueError: t is invalid, or t and t_map are both given.
-        """
-        if t_map is not None:
-            if t is not None:
-                raise ValueError("t and t_map are both given: pass t, or a map that holds t everywhere.")
-            return as_maps(t_map, count)
-        if isinstance(t, str):
-            if t != "auto":
-                raise ValueError(f't must be numbers from 0 to 1, or "auto", not {t!r}.')
-            return [None] * count
-        t = _DEFAULT_T if t is None else t
-        families.check_dial("t", t)
-        dials = [float(dial) for dial in torch.as_tensor(t, dtype=torch.float32).reshape(-1)]
-        if len(dials) not in (1, count):
-            raise ValueError(f"t must be one number or one a picture: got {len(dials)} for {count} pictures.")
-        return dials if len(dials) == count else dials * count
-
-    def check_conditions(self, timestep: int | None, noise: list[list[Noise]]) -> None:
+    def _check_conditions(self, timestep: int | None, noise: list[list[Noise]]) -> None:
         """Raises ValueError with the remedy for what does not fit the checkpoint, before any network runs."""
         self._encoder_timesteps(timestep)
         if self.family.needs_seed and noise[0][0] is None:
@@ -939,12 +535,6 @@ class CTSRPipeline(ExecutionMixin, DiffusionPipeline, UserLoraMixin, PromptMixin
         device replaces it by a function that evicts them."""
 
     # --- inside ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _networks(self) -> list[nn.Module]:
-        """All that computes."""
-        parts = (self.vae, self.unet, self.unet_variant, self.text_encoder)
-        return [part for part in parts if isinstance(part, nn.Module)]
 
     def _as_variant(self, variant: str | None) -> AbstractContextManager[None]:
         """Inside, the UNet computes as this variant of it."""

@@ -29,14 +29,19 @@ def hidden_key(path: Path) -> str | None:
     return None if match is None else match[1]
 
 
-def digest(*paths: Path) -> str:
-    """16 hexadecimal digits that tell the contents of one file, or of several in their order, from all others."""
+def sha256(*paths: Path) -> str:
+    """Of the contents of one file, or of several in their order, in hexadecimal."""
     hasher = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
             while part := file.read(2**20):
                 hasher.update(part)
-    return hasher.hexdigest()[:16]
+    return hasher.hexdigest()
+
+
+def digest(*paths: Path) -> str:
+    """16 hexadecimal digits that tell these files' contents from all others."""
+    return sha256(*paths)[:16]
 
 
 def partial_name(path: Path) -> Path:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..ctsr.pipeline import CTSRPipeline, Progress
     from ..ctsr.precision import Precision
     from ..ctsr.runtime.attention import Attention
-    from ..ctsr.tiling.networks import Stage
+    from ..ctsr.tiling.network import Stage
 
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 ATTENTIONS = ["auto", "xformers", "sdpa"]
@@ -141,7 +141,7 @@ class CTSRVAE(comfy.sd.VAE):
 
     def side(self, width: int, height: int) -> int:
         """Of our tile, in pixels, for one that the host asks for."""
-        from ..ctsr.tiling.networks import SMALLEST_TILE
+        from ..ctsr.tiling.tiled import SMALLEST_TILE
 
         return max(SMALLEST_TILE, min(width, height))
 

@@ -19,7 +19,7 @@ def check_batch(count: int, size: tuple[int, int], kept: float = 0) -> None:
         kept: further bytes a picture that stay in memory with it.
     """
     from ..ctsr.runtime.memory import BUFFER_BYTES, BUFFER_SHARE, check_room
-    from ..ctsr.tiling.tiles import total_memory
+    from ..ctsr.tiling.memory import total_memory
 
     check_room(*size, host.intermediate_device())
     if count == 1:

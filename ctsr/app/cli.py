@@ -146,11 +146,9 @@ def upscale_command(
         wanted = make_size(scale, size, fit, long_side, megapixels)
         options = make_options(parse_t(t), wanted, tile, color_fix, strip_metadata, encoding)
         where = parse_devices(devices) * jobs
-        loaded = make_model(model, precision, where[0])
-        naming = Naming(suffix, file_format and f".{file_format.value}")
-        planned = jobs_of(inputs, output, naming, Path(folder))
+        found = Finished(make_model(model, precision, where[0]), options, overwrite)
+        planned = jobs_of(inputs, output, Naming(suffix, file_format and f".{file_format.value}"), Path(folder))
         check_encoding(planned, encoding)
-        found = Finished(loaded, options, overwrite)
         if only_plan:
             print_plan(planned, found)
             return

@@ -14,7 +14,7 @@ from ..images.header import read_header
 from ..images.read import read_picture
 from ..runtime.cost import duration
 from ..runtime.memory import BUFFER_BYTES
-from ..tiling.networks import Stage
+from ..tiling.network import Stage
 from .finished import Finished
 from .jobs import Job
 from .upscale import check_picture, restore
@@ -50,7 +50,10 @@ def dry_run(jobs: Sequence[Job], found: Finished) -> Iterator[str]:
     yield f"{len(todo)} of {len(jobs)} to do, {total / 1e6:.1f} megapixels"
     if todo:
         largest = max((entry.size for entry in todo if entry.size), key=lambda size: size[0] * size[1])
-        yield f"memory: {peak_memory(found, largest) / 2**20:.0f} MiB and the model, for {largest[1]}x{largest[0]}"
+        pipeline, tile = found.model.pipeline, found.options.tile
+        work = max(pipeline.predicted_memory(stage, *largest, tile, found.model.device) for stage in get_args(Stage))
+        need = largest[0] * largest[1] * BUFFER_BYTES + work
+        yield f"memory: {need / 2**20:.0f} MiB and the model, for {largest[1]}x{largest[0]}"
         yield from estimate(todo, total, found)
 
 
@@ -67,15 +70,6 @@ def describe(job: Job, found: Finished) -> Entry:
     frames = f", {header.frames} frames" if header.frames > 1 else ""
     line = f"{job.source} ({header.width}x{header.height}{frames}) -> {job.target} ({new_width}x{new_height})"
     return Entry(job, line, header.frames * new_height * new_width, (new_height, new_width))
-
-
-def peak_memory(found: Finished, size: tuple[int, int]) -> int:
-    """Bytes for a result of that height and width: its buffers and the largest of the stages."""
-    needs = [
-        found.model.pipeline.predicted_memory(stage, *size, found.options.tile, found.model.device)
-        for stage in get_args(Stage)
-    ]
-    return size[0] * size[1] * BUFFER_BYTES + max(needs)
 
 
 def estimate(todo: Sequence[Entry], total: int, found: Finished) -> Iterator[str]:

@@ -36,7 +36,7 @@ from ..images.read import read_picture, readable_suffixes
 from ..images.strip import dial_name
 from ..images.tensors import as_pil, resize
 from ..images.write import write_picture
-from ..pipeline import Progress
+from ..tiling.tiled import Progress
 from ..whole_file import whole_file
 from .lazy_pipeline import LazyPipeline
 from .options import Options

@@ -11,9 +11,8 @@ from ..images.tensors import check_size
 from ..pipeline import CTSRPipeline
 from ..precision import DTYPES, ERRORS, Precision
 from ..runtime.memory import BUFFER_BYTES
-from ..tiling import networks
-from ..tiling.networks import Network, Stage
-from ..tiling.tiles import total_memory
+from ..tiling.memory import total_memory
+from ..tiling.network import Stage
 from .lazy_pipeline import LazyPipeline
 from .options import Options
 
@@ -80,17 +79,9 @@ def memory_rows(model: LazyPipeline, options: Options, size: tuple[int, int]) ->
     pipe = model.pipeline
     height, width = options.size.of(*size)
     check_size(height, width)
-    multiple, factor = pipe.pad_multiple, pipe.vae_scale_factor
-    cells = tuple(-(-side // multiple) * multiple // factor for side in (height, width))
     yield "input", f"{size[1]}x{size[0]}"
     yield "output", f"{width}x{height}"
     for stage in get_args(Stage):
-        yield f"{stage} memory", _stage_memory(pipe.network(stage), cells[0], cells[1], options.tile, model.device)
+        planned = pipe.plan_stage(stage, height, width, options.tile, model.device)
+        yield f"{stage} memory", f"{planned.work / 2**20:.0f} MiB, {planned.how}"
     yield "picture buffers", f"{height * width * BUFFER_BYTES / 2**20:.0f} MiB at the peak, whatever the tiles"
-
-
-def _stage_memory(network: Network, height: int, width: int, tile: int, device: torch.device) -> str:
-    """Predicted working memory of a network over height x width latents, and its tiles."""
-    side, memory = networks.choose_tile(network, height, width, tile, device), networks.work_memory(device)
-    need = networks.predicted_memory(network, height, width, side, memory, device)
-    return f"{need / 2**20:.0f} MiB, {networks.describe_tiles(network, height, width, side, memory)}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..errors import CheckpointError, CTSRError, OutputFolderError, first_line
-from ..tiling.tiles import is_out_of_memory
+from ..tiling.memory import is_out_of_memory
 from .claims import claim
 from .jobs import Job
 

@@ -18,9 +18,9 @@ from ..images.settings import Settings
 from ..images.strip import dial_name, panel, panel_side
 from ..images.tensors import check_size, resize
 from ..images.write import Frame, check_target, write_frames, write_picture
-from ..pipeline import Progress
 from ..runtime.memory import BUFFER_SHARE, check_room
-from ..tiling.tiles import total_memory
+from ..tiling.memory import total_memory
+from ..tiling.tiled import Progress
 from ..whole_file import digest
 from .jobs import Job
 from .lazy_pipeline import LazyPipeline

@@ -1,6 +1,5 @@
 """Others' checkpoints as one file of ours: adapters and Stable Diffusion 2.1-base become a whole, a prompt baked in."""
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,13 +22,12 @@ from ..models.lora import add_pairs, check_pairs, fold_pairs, merge_lora
 from ..models.lora_variant import LoraVariant
 from ..models.prompt_embeddings import PromptEmbeddings
 from ..pipeline import CTSRPipeline
+from ..whole_file import sha256
 from . import stable_diffusion
 from .published import ALPHA, Adapters, Published, osediff_of, parsed, pisa_of, tadsr_of
 from .stable_diffusion import Base
 
 SUFFIX = ".safetensors"
-BLOCK = 2**20
-"""Bytes read at once."""
 ModelT = TypeVar("ModelT", bound=nn.Module)
 Tell = Callable[[str, str], None]
 """Called with a name and a value as soon as they are known."""
@@ -134,15 +132,6 @@ def open_base(checkpoint: Path, path: Path | None) -> Base:
     raise CheckpointError(f"{path} {what}: name a folder or file of Stable Diffusion 2.1-base with --base.")
 
 
-def sha256(path: Path) -> str:
-    """Of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 # ------------------------------------------------------------------------------------------------------------ assembly
 
 
@@ -165,7 +154,8 @@ def assemble(checkpoint: Published, base: Base, options: Options, about: Mapping
     try:
         unet, variant = _make_unet(checkpoint, base.unet(), options.keep_lora)
         vae = _make_vae(checkpoint, base.vae(), options.keep_lora)
-        _check_width(embeds, unet)
+        if embeds.shape[-1] != (width := cast(Any, unet).config["cross_attention_dim"]):
+            raise ValueError(f"its text encoder gives {embeds.shape[-1]} numbers a token, its UNet takes {width}")
     except ValueError as error:
         raise CheckpointError(f"{base.path} is not the base of this checkpoint: {error}; give another.") from error
     return CTSRPipeline(
@@ -179,13 +169,6 @@ def assemble(checkpoint: Published, base: Base, options: Options, about: Mapping
         unet_variant=variant,
         about={**about, "base": base.path.name, "prompt": prompt, "licence": method.licence},
     )
-
-
-def _check_width(embeds: Tensor, unet: UNet2DConditionModel) -> None:
-    """Raises ValueError for prompts [1, tokens, width] that this UNet does not take."""
-    width: object = cast(Any, unet).config["cross_attention_dim"]
-    if embeds.shape[-1] != width:
-        raise ValueError(f"its text encoder gives {embeds.shape[-1]} numbers a token, its UNet takes {width}")
 
 
 def _make_unet(

@@ -76,7 +76,8 @@ def read_deep(image: Image.Image, path: Path) -> Samples | None:
     if image.has_transparency_data and pixels.shape[2] == 3:
         return with_key(pixels[..., ::-1], image)
     samples = pixels[..., [2, 1, 0, 3] if image.has_transparency_data else [2, 1, 0]]
-    return straight(samples) if _is_multiplied(image) else samples
+    multiplied = isinstance(image, TiffImageFile) and image.tag_v2.get(_TAG.ExtraSamples) in (1, (1,))  # "associated"
+    return straight(samples) if multiplied else samples
 
 
 def _opencv_pixels(path: Path, page: int = 0) -> Samples | None:
@@ -95,11 +96,6 @@ def _opencv_pixels(path: Path, page: int = 0) -> Samples | None:
         return None
     finally:
         log.setLogLevel(logged)
-
-
-def _is_multiplied(image: Image.Image) -> bool:
-    """Whether a TIFF says that its colours are multiplied by its alpha (ExtraSamples is 1, "associated")."""
-    return isinstance(image, TiffImageFile) and image.tag_v2.get(_TAG.ExtraSamples) in (1, (1,))
 
 
 def straight(samples: Samples) -> Samples:

@@ -303,17 +303,15 @@ def _put_text_into_exif(values: dict[int, Any], text: Mapping[str, str], name: s
         if tag is None or tag in group:
             out.lost.append(f"the text {key!r}")
             continue
-        group[tag] = _user_comment(value) if tag == _BASE.UserComment else f"{prefix}{value}".encode()
+        group[tag] = f"{prefix}{value}".encode()
+        if tag == _BASE.UserComment:  # as EXIF wants it, and AUTOMATIC1111's web UI reads it
+            code, encoding = ("ASCII\0\0\0", "ascii") if value.isascii() else ("UNICODE\0", "utf-16-be")
+            group[tag] = code.encode() + value.encode(encoding)
         if name == "JPEG" and len(_as_exif(values, None).tobytes()) > _JPEG_SEGMENT:
             del group[tag]
             out.lost.append(f"the text {key!r} of more than 64 KB")
     if not inner:
         del values[_IFD.Exif]
-
-
-def _user_comment(text: str) -> bytes:
-    """As EXIF wants it, and AUTOMATIC1111's web UI reads it."""
-    return b"ASCII\0\0\0" + text.encode() if text.isascii() else b"UNICODE\0" + text.encode("utf-16-be")
 
 
 def _put_exif(values: dict[int, Any], endian: str | None, name: str, out: Writable) -> None:

@@ -88,7 +88,11 @@ def _read(path: Path) -> Picture:
             return _picture(read_exr(path), None, Metadata(), path)
         try:
             with Image.open(path) if kind is None else open_optional(path, kind) as image:
-                return _read_raw(path) if is_raw_under_another_name(image) else _read_first(image, path)
+                if is_raw_under_another_name(image):
+                    return _read_raw(path)
+                if image.format not in STILLS_OF_SEVERAL_PARTS:
+                    _warn_of_more(path, count_frames(image, path))
+                return decode(image, path)
         except Image.UnidentifiedImageError:
             if (picture := read_tiff_page(path, 0)) is None:
                 raise
@@ -151,13 +155,6 @@ def _read_failure(path: Path, error: Exception) -> str:
     if isinstance(error, Image.UnidentifiedImageError):
         return f"{path} is not a picture that Pillow can read; convert it to PNG, JPEG, WebP or TIFF first."
     return f"{path} is damaged or cut off ({error or type(error).__name__}); fetch it again from its source."
-
-
-def _read_first(image: Image.Image, path: Path) -> Picture:
-    """The picture in an open file, of several the first, with a warning."""
-    if image.format not in STILLS_OF_SEVERAL_PARTS:
-        _warn_of_more(path, count_frames(image, path))
-    return decode(image, path)
 
 
 def count_frames(image: Image.Image, path: Path) -> int:

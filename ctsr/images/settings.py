@@ -38,16 +38,11 @@ def _text_in(path: Path) -> Any:
     if path.suffix.lower() == ".exr":
         return read_exr_settings(path)
     with pixel_limit(None), Image.open(path) as image:
-        return _text_of(image)
-
-
-def _text_of(image: Image.Image) -> Any:
-    """As `_text_in`, of what Pillow reads."""
-    if image.format == "PNG":
-        return image.info.get(SETTINGS_KEY)
-    if image.format == "GIF":
-        return image.info.get("comment", b"").split(b"\n")[-1]
-    return image.getexif()[SETTINGS_TAG]
+        if image.format == "PNG":
+            return image.info.get(SETTINGS_KEY)
+        if image.format == "GIF":
+            return image.info.get("comment", b"").split(b"\n")[-1]
+        return image.getexif()[SETTINGS_TAG]
 
 
 def is_whole(path: Path) -> bool:

@@ -82,7 +82,10 @@ def write_picture(
     `output_format`), OutputFolderError where no other could be either, ValueError for tensors of other shapes.
     """
     path, frame = Path(path), Frame(rgb, like, alpha)
-    _check_shapes(rgb, alpha)
+    if rgb.ndim != 4 or rgb.shape[:2] != (1, 3) or rgb.numel() == 0:
+        raise ValueError(f"rgb must be [1, 3, H, W], not {list(rgb.shape)}; write one picture at a time.")
+    if alpha is not None and alpha.shape != (1, 1, *rgb.shape[-2:]):
+        raise ValueError(f"alpha must be [1, 1, {rgb.shape[-2]}, {rgb.shape[-1]}], not {list(alpha.shape)}.")
     form, encoded = output_format(path, rgb.shape[-2], rgb.shape[-1], encoding), io.BytesIO()
     _write_still(encoded, frame, form, encoding, settings, path)
     _store(encoded, path)
@@ -152,14 +155,6 @@ def write_failure(path: Path, error: OSError) -> ImageWriteError:
     reason = error.strerror or str(error) or type(error).__name__
     kind = OutputFolderError if error.errno in _FOLDER_ERRORS else ImageWriteError
     return kind(f"{path} was not written ({reason}); check the folder, its permissions and its free space.")
-
-
-def _check_shapes(rgb: torch.Tensor, alpha: torch.Tensor | None) -> None:
-    """Raise ValueError for anything but [1, 3, H, W] and [1, 1, H, W]."""
-    if rgb.ndim != 4 or rgb.shape[:2] != (1, 3) or rgb.numel() == 0:
-        raise ValueError(f"rgb must be [1, 3, H, W], not {list(rgb.shape)}; write one picture at a time.")
-    if alpha is not None and alpha.shape != (1, 1, *rgb.shape[-2:]):
-        raise ValueError(f"alpha must be [1, 1, {rgb.shape[-2]}, {rgb.shape[-1]}], not {list(alpha.shape)}.")
 
 
 # ---------------------------------------------------------------------------------------------------------- samples
@@ -267,15 +262,8 @@ def _write_animation(
     with _encoding(path, form):
         images[0].save(file, format=form.name, save_all=True, append_images=images[1:], **options)
     if form.name == "WEBP" and any(image.getextrema()[3:] not in ((), ((255, 255),)) for image in images):
-        _flag_alpha(file)
-
-
-def _flag_alpha(file: io.BytesIO) -> None:
-    """Let an animated WebP say that it has alpha: libwebp cuts transparent borders off, and the flag with them."""
-    file.seek(20)  # the first byte of the first chunk, VP8X
-    flags = file.read(1)[0]
-    file.seek(20)
-    file.write(bytes([flags | 0x10]))
+        flags = file.getbuffer()[20:21]  # of the first chunk, VP8X: libwebp cuts transparent borders off, and alpha's
+        flags[0] |= 0x10
 
 
 def _image(samples: Samples) -> Image.Image:

@@ -11,7 +11,7 @@ of the whole picture.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +29,19 @@ from torch import Tensor, nn
 
 @dataclass
 class MiniEncoderOutput(BaseOutput):
-    """`latents`: unscaled latents, [B, latent_channels, H/8, W/8], the input's dtype."""
+    """`latents`: unscaled latents, [B, latent_channels, H/f, W/f], the input's dtype."""
 
     latents: Tensor
+
+
+LayerT = TypeVar("LayerT", nn.Conv2d, nn.Linear)
+
+
+def zero_(layer: LayerT) -> LayerT:
+    """Starts a layer with a bias at zero, so that what it ends is the identity."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(cast(Tensor, layer.bias))
+    return layer
 
 
 class TimeAwareResBlock(nn.Module):
@@ -40,14 +50,8 @@ class TimeAwareResBlock(nn.Module):
     def __init__(self, channels: int, time_embed_dim: int | None = None):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
-        nn.init.zeros_(self.conv2.weight)
-        nn.init.zeros_(cast(Tensor, self.conv2.bias))
-        self.time_proj = None
-        if time_embed_dim is not None:
-            self.time_proj = nn.Linear(time_embed_dim, 2 * channels)
-            nn.init.zeros_(self.time_proj.weight)
-            nn.init.zeros_(self.time_proj.bias)
+        self.conv2 = zero_(nn.Conv2d(channels, channels, 3, padding=1))
+        self.time_proj = None if time_embed_dim is None else zero_(nn.Linear(time_embed_dim, 2 * channels))
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(x))

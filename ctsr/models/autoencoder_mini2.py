@@ -10,7 +10,6 @@ picture.
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
 
@@ -24,26 +23,13 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook  # pyright: ignore[reportUnknownVariableType]
-from diffusers.utils.outputs import BaseOutput
 from torch import Tensor, nn
+
+from .autoencoder_mini import MiniEncoderOutput, zero_
 
 FACTOR = 4
 """Pixels of a picture to a latent on each side."""
 LATENT_CHANNELS = 3 * FACTOR**2
-
-
-@dataclass
-class Mini2EncoderOutput(BaseOutput):
-    """`latents`: unscaled latents, [B, 48, H/4, W/4], the input's dtype."""
-
-    latents: Tensor
-
-
-def zero_(conv: nn.Conv2d) -> nn.Conv2d:
-    """Start a convolution at zero, so that what it ends is the identity."""
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(cast(Tensor, conv.bias))
-    return conv
 
 
 def cosine_transform(factor: int = FACTOR) -> Tensor:
@@ -75,9 +61,7 @@ class TimeAwareBlock(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1)
         self.conv2 = zero_(nn.Conv2d(channels, in_channels, 3, padding=1))
-        self.time_proj = nn.Linear(time_embed_dim, 2 * channels)
-        nn.init.zeros_(self.time_proj.weight)
-        nn.init.zeros_(self.time_proj.bias)
+        self.time_proj = zero_(nn.Linear(time_embed_dim, 2 * channels))
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """[B, in_channels, h, w] and an embedding [1 or B, time_embed_dim] -> the shape of x."""
@@ -141,7 +125,7 @@ class TimeAwareAutoencoderMini2(ModelMixin, ConfigMixin):
     @apply_forward_hook
     def encode(
         self, x: Tensor, timestep: Tensor | float | None = None, return_dict: bool = True
-    ) -> Mini2EncoderOutput | tuple[Tensor]:
+    ) -> MiniEncoderOutput | tuple[Tensor]:
         """Unscaled latents of a picture.
 
         Args:
@@ -149,12 +133,12 @@ class TimeAwareAutoencoderMini2(ModelMixin, ConfigMixin):
             timestep: tau in 0..999, one for all or one a picture; None is the plain orthonormal transform.
 
         Returns:
-            `Mini2EncoderOutput`, or a tuple with `latents` [B, 48, H/4, W/4].
+            `MiniEncoderOutput`, or a tuple with `latents` [B, 48, H/4, W/4].
         """
         latents = self._transform(F.pixel_unshuffle(x, FACTOR), inverse=False)
         if timestep is not None:
             latents = self.encoder(latents, self.time_embedding(timestep, latents))
-        return Mini2EncoderOutput(latents=latents) if return_dict else (latents,)
+        return MiniEncoderOutput(latents=latents) if return_dict else (latents,)
 
     @apply_forward_hook
     def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:

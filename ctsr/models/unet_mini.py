@@ -21,14 +21,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from .autoencoder_mini import conv_radius
-
-
-def zero_(conv: nn.Conv2d) -> nn.Conv2d:
-    """Starts a convolution at zero."""
-    nn.init.zeros_(conv.weight)
-    nn.init.zeros_(cast(Tensor, conv.bias))
-    return conv
+from .autoencoder_mini import conv_radius, zero_
 
 
 def pixel_norm(x: Tensor) -> Tensor:
@@ -47,9 +40,7 @@ class GatedBlock(nn.Module):
 
     def __init__(self, channels: int, time_embed_dim: int, kernel_size: int):
         super().__init__()
-        self.time_proj = nn.Linear(time_embed_dim, 4 * channels)
-        nn.init.zeros_(self.time_proj.weight)
-        nn.init.zeros_(self.time_proj.bias)
+        self.time_proj = zero_(nn.Linear(time_embed_dim, 4 * channels))
         wide = 2 * channels
         self.expand = nn.Conv2d(channels, wide, 1)
         self.depthwise = nn.Conv2d(wide, wide, kernel_size, padding=kernel_size // 2, groups=wide)

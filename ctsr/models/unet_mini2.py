@@ -15,7 +15,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from torch import Tensor, nn
 
-from .autoencoder_mini2 import LATENT_CHANNELS, TimeAwareBlock, TimeEmbedding, zero_
+from .autoencoder_mini import zero_
+from .autoencoder_mini2 import LATENT_CHANNELS, TimeAwareBlock, TimeEmbedding
 
 
 class TimeConditionedUNetMini2(ModelMixin, ConfigMixin):

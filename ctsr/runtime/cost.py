@@ -7,9 +7,10 @@ from math import ceil
 import psutil
 import torch
 
-from ..tiling import networks
-from ..tiling.networks import Network, Stage
-from ..tiling.tiles import plan_halo, plan_overlap, total_memory
+from ..tiling import networks, tiled
+from ..tiling.memory import total_memory
+from ..tiling.network import Network, Stage, choose_tile, work_memory
+from ..tiling.plan import plan_halo, plan_overlap
 from .memory import BUFFER_BYTES, BUFFER_SHARE
 from .speed import Speed
 
@@ -164,7 +165,7 @@ def plan_stage(
 ) -> StagePlan:
     """One network over a result of height and width `size`."""
     height, width = (ceil(side / multiple) * multiple // network.factor for side in size)
-    side, memory = networks.choose_tile(network, height, width, tile, device), networks.work_memory(device)
+    side, memory = choose_tile(network, height, width, tile, device), work_memory(device)
     work = networks.predicted_memory(network, height, width, side, memory, device)
     shapes = tile_shapes(network, height, width, side)
     seconds = None if speed is None else passes * sum(speed[network.stage].seconds(*shape) for shape in shapes)
@@ -177,7 +178,7 @@ def tile_shapes(network: Network, height: int, width: int, tile: int | None) -> 
     if tile is None or network.levels:  # layers and stages do each part of the picture about once
         return [(height, width)]
     if network.halo is None:
-        shared = min(networks.DEFAULT_OVERLAP // network.factor, tile // 2)
+        shared = min(tiled.DEFAULT_OVERLAP // network.factor, tile // 2)
         count = [len(plan_overlap(side, tile, shared)) for side in (height, width)]
         return [(min(tile, height), min(tile, width))] * (count[0] * count[1])
     rows, columns = (plan_halo(side, tile, network.halo, network.align) for side in (height, width))

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..tiling.tiles import total_memory
+from ..tiling.memory import total_memory
 
 BUFFER_BYTES = 44
 """Bytes per pixel of the result at the peak: result, reference, colour-fixed result, two planes."""

@@ -7,7 +7,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from ..models.lora_variant import LoraVariant
-from ..tiling import networks
+from ..tiling import tiled
 from .attention import Attention, Operator, use_attention
 
 _DEFAULT_TILE = 512
@@ -136,7 +136,7 @@ class ExecutionMixin:
 
 def check_tile(tile: int, tile_overlap: int | None) -> None:
     """Raises ValueError for tiles that are too small, or no larger than their overlap."""
-    if tile != 0 and tile < networks.SMALLEST_TILE:
-        raise ValueError(f"tile must be 0 (automatic) or at least {networks.SMALLEST_TILE} pixels, not {tile}.")
+    if tile != 0 and tile < tiled.SMALLEST_TILE:
+        raise ValueError(f"tile must be 0 (automatic) or at least {tiled.SMALLEST_TILE} pixels, not {tile}.")
     if tile_overlap is not None and (tile_overlap < 0 or (tile != 0 and tile_overlap >= tile)):
         raise ValueError(f"tile_overlap must be from 0 to less than tile ({tile}), not {tile_overlap}.")

@@ -18,7 +18,7 @@ from torch.utils import flop_counter
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..models.forward import latent_channels
-from ..tiling.networks import Network, Stage
+from ..tiling.network import Network, Stage
 
 _flop_counter: Any = flop_counter  # its functions have half of their types
 CPU_ATTENTION: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -22,3 +22,14 @@ def give_back() -> None:
     trim = malloc_trim()
     if trim is not None:
         trim(0)
+
+
+def giving_back(on_tile: Callable[[float, int], None] | None) -> Callable[[float, int], None]:
+    """The same callback, after freed memory was returned."""
+
+    def after(done: float, total: int) -> None:
+        give_back()
+        if on_tile is not None:
+            on_tile(done, total)
+
+    return after

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from .tiles import TileCallback
+from .network import TileCallback
 
 MOST_REPORTS = 32
 """In a tile; a tile of Stable Diffusion's UNet takes a quarter of a minute on two cores."""

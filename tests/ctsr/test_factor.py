@@ -16,6 +16,7 @@ from ctsr.images.tensors import map_to_latents
 from ctsr.models.autoencoder_mini import MiniEncoderOutput
 from ctsr.models.forward import vae_scale_factor
 from ctsr.tiling import networks
+from ctsr.tiling.network import choose_tile
 from tests.conftest import seeded
 
 FACTOR = 4
@@ -94,7 +95,7 @@ def test_tiled_is_untiled_where_nothing_normalises(pipeline):
 def test_a_tile_in_pixels_is_as_many_latents(pipeline):
     for stage in ("encode", "unet", "decode"):
         network = pipeline.network(stage)
-        cells = networks.choose_tile(network, 1000, 1000, 128, CPU)
+        cells = choose_tile(network, 1000, 1000, 128, CPU)
         assert cells == 128 // FACTOR
         assert "128 pixels" in networks.describe_tiles(network, 1000, 1000, cells, 0)
 

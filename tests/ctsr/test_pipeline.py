@@ -15,6 +15,7 @@ from ctsr import CheckpointError, CTSRPipeline, PromptEmbeddings, TileMemoryErro
 from ctsr.images import tensors
 from ctsr.models.building import make_fast
 from ctsr.tiling import networks
+from tests.tiled import run_tiled
 
 SIZES = [(1, 1), (2, 3), (17, 5), (33, 64)]  # height, width
 
@@ -521,7 +522,7 @@ def test_sd_shaped_tiles_have_no_seam_and_the_test_would_see_one(tiny_sd):
     for network, x in ((unet, latents), (networks.decoder(tiny_sd.vae), latents / tiny_sd.scaling_factor)):
         scale, tile, overlap = network.write_scale, 16, 8
         whole = network.call(x)
-        tiled = networks.run_tiled(network, x, tile, overlap, None)
+        tiled = run_tiled(network, x, tile, overlap, None)
         cut = torch.cat([network.call(part) for part in x.split(tile, dim=-1)], dim=-1)
         edges = list(range(overlap * scale, 64 * scale, overlap * scale))  # a tile starts or ends in every one
         assert seam(tiled - whole, edges, scale) < 1.1

@@ -12,7 +12,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..tiles import Sink, Span, move, plan_halo
+from ..plan import Span, plan_halo
+from ..sink import Sink, move
 from .levels import Level, Modules, forward, modulate
 from .statistics import Moments, measure, normalise, pool
 

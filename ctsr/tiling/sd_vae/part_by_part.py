@@ -22,7 +22,9 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from .. import tiles
+from ..plan import Span, plan_halo, plan_overlap, size_in_cells
+from ..sink import move
+from ..tiled import halo_tiled, overlap_tiled
 from .levels import Levels, reach, run_levels
 from .sample import crop_weights, plan_crops
 from .statistics import GivenStatistics, Statistics, Survey, carry, pool, scaled
@@ -49,9 +51,9 @@ class Parts:
     crop: int
     margin: int
 
-    def boxes(self, height: int, width: int) -> list[tuple[tiles.Span, tiles.Span]]:
+    def boxes(self, height: int, width: int) -> list[tuple[Span, Span]]:
         """Rows and columns of every part of height x width cells."""
-        rows, columns = (tiles.plan_halo(side, self.core, self.halo) for side in (height, width))
+        rows, columns = (plan_halo(side, self.core, self.halo) for side in (height, width))
         return list(product(rows, columns))
 
     def count(self, height: int, width: int) -> int:
@@ -89,7 +91,7 @@ def run_tiles(
         [1, C', h * write_scale, w * write_scale].
     """
     statistics = whole_statistics(levels, x, in_tiles(tile, reach(levels)), device, step)
-    return tiles.halo_tiled(
+    return halo_tiled(
         partial(run_levels, levels, normalise=GivenStatistics(statistics)),
         x,
         tile,
@@ -107,7 +109,7 @@ def run_windows(
 ) -> Tensor:
     """The result of levels with attention, in blended windows; otherwise as `run_tiles`."""
     statistics = whole_statistics(levels, x, WINDOWS, device, step)
-    return tiles.overlap_tiled(
+    return overlap_tiled(
         partial(run_levels, levels, normalise=GivenStatistics(statistics)),
         x,
         WINDOW,
@@ -128,7 +130,7 @@ def count_tiles(height: int, width: int, tile: int, halo: int) -> int:
 
 def count_windows(height: int, width: int) -> int:
     """Steps of `run_windows` over height x width cells."""
-    rows, columns = (len(tiles.plan_overlap(side, WINDOW, WINDOW_OVERLAP)) for side in (height, width))
+    rows, columns = (len(plan_overlap(side, WINDOW, WINDOW_OVERLAP)) for side in (height, width))
     return WINDOWS.count(height, width) + rows * columns
 
 
@@ -137,7 +139,7 @@ def whole_statistics(
 ) -> Statistics:
     """Statistics of the whole picture `x` that the levels' GroupNorms are to use: sample, survey, correction."""
     read_scale = levels[0].read_scale
-    cells = tiles.cells(x, read_scale)
+    cells = size_in_cells(x, read_scale)
     crops = plan_crops(*cells, parts.crop, parts.margin, (parts.core + 2 * parts.halo) ** 2)
     weights = crop_weights(x, read_scale, crops)
     counted = [(crop.counted, weight) for crop, weight in zip(crops, weights, strict=True)]
@@ -145,7 +147,7 @@ def whole_statistics(
 
     def run_sample(survey: Survey) -> Survey:
         batch = torch.cat([x[(..., *scaled(crop.box, read_scale))] for crop in crops])
-        run_levels(levels, tiles.move(batch, device), survey)
+        run_levels(levels, move(batch, device), survey)
         step()
         return survey
 
@@ -160,10 +162,10 @@ def survey_picture(
     """What the GroupNorms of the levels meet in the whole picture when they normalise by `given`."""
     read_scale = levels[0].read_scale
     surveys: list[Survey] = []
-    for rows, columns in parts.boxes(*tiles.cells(x, read_scale)):
+    for rows, columns in parts.boxes(*size_in_cells(x, read_scale)):
         size = rows.read_stop - rows.read_start, columns.read_stop - columns.read_start
         survey = Survey(size, [((rows.core(1), columns.core(1)), 1)], lambda norm, _: given[norm])
-        run_levels(levels, tiles.move(x[..., rows.read(read_scale), columns.read(read_scale)], device), survey)
+        run_levels(levels, move(x[..., rows.read(read_scale), columns.read(read_scale)], device), survey)
         surveys.append(survey)
         step()
     return {norm: pool([survey.met[norm] for survey in surveys]) for norm in given}

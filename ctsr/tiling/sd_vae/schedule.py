@@ -21,7 +21,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .. import tiles
+from ..network import TileCallback
+from ..plan import size_in_cells
 from . import layer_by_layer, part_by_part
 from .levels import Level, Levels, reach, run_levels
 
@@ -45,7 +46,7 @@ def run(
     tile: int,
     budget: float,
     device: torch.device,
-    on_tile: tiles.TileCallback | None = None,
+    on_tile: TileCallback | None = None,
 ) -> Tensor:
     """The network's result for pictures, one after the other.
 
@@ -60,7 +61,7 @@ def run(
     Returns:
         [B, C', h * write_scale, w * write_scale] fp32 where x lies.
     """
-    cells = tiles.cells(x, levels[0].read_scale)
+    cells = size_in_cells(x, levels[0].read_scale)
     groups = plan(levels, *cells, tile, budget)
     step = Steps(len(x) * sum(count(group, *cells, tile) for group in groups), on_tile)
     results: list[Tensor] = []
@@ -94,7 +95,7 @@ def _run_group(
 class Steps:
     """Counts steps and tells `on_tile`."""
 
-    def __init__(self, total: int, on_tile: tiles.TileCallback | None):
+    def __init__(self, total: int, on_tile: TileCallback | None):
         self.done, self.total, self.on_tile = 0, total, on_tile
 
     def __call__(self, *_: int) -> None:

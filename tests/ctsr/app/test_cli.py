@@ -344,7 +344,7 @@ def test_torch_errors_are_sentences(tmp_path: Path, upscale: Upscale, monkeypatc
 
 def test_sweep(tmp_path: Path, tiny_mini_file: Path, upscale: Upscale, monkeypatch: pytest.MonkeyPatch) -> None:
     source, calls = picture(tmp_path / "a.png", (30, 20)), []
-    for step in ("encode", "endpoints", "decode"):
+    for step in ("encode", "endpoints", "decode_unscaled"):
         method = getattr(CTSRPipeline, step)
 
         def counted(
@@ -357,7 +357,7 @@ def test_sweep(tmp_path: Path, tiny_mini_file: Path, upscale: Upscale, monkeypat
     model = ("--model", tiny_mini_file, "--precision", "fp32")
     result = ctsr("sweep", source, "-o", tmp_path / "out", "--t", "0,0.125,1,1.0", *model)
     assert result.exit_code == 0, result.stderr
-    assert calls == ["encode", "endpoints", *["decode"] * 3]
+    assert calls == ["encode", "endpoints", *["decode_unscaled"] * 3]
     assert tree(tmp_path / "out") == ["a_strip.png", "a_t0.00.png", "a_t0.125.png", "a_t1.00.png"]
     width, height = size_of(tmp_path / "out" / "a_strip.png")
     assert (width, height) == (4 * 120, 80 + strip.LABEL_HEIGHT)

@@ -236,7 +236,8 @@ def same(one: CTSRPipeline, other: CTSRPipeline) -> bool:
     settings = ("family", "parameterization", "encoder_timesteps", "color_fix")
     return all(one.config[key] == other.config[key] for key in settings) and all(
         torch.equal(x, b.state_dict()[key])
-        for a, b in zip(one._networks, other._networks, strict=True)
+        for a, b in zip(one.components.values(), other.components.values(), strict=True)
+        if a is not None
         for key, x in a.state_dict().items()
     )
 

@@ -11,7 +11,7 @@ from ctsr.models.autoencoder_mini2 import (
     TimeAwareBlock,
     cosine_transform,
 )
-from ctsr.tiling.tiles import halo_tiled
+from ctsr.tiling.tiled import halo_tiled
 
 
 def drawn(module: nn.Module) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ctsr.models.unet_mini import TimeConditionedUNetMini
-from ctsr.tiling.tiles import halo_tiled
+from ctsr.tiling.tiled import halo_tiled
 
 TINY = {
     "in_channels": 4,

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ctsr.models.unet_mini2 import TimeConditionedUNetMini2
-from ctsr.tiling.tiles import halo_tiled
+from ctsr.tiling.tiled import halo_tiled
 from tests.ctsr.models.test_autoencoder_mini2 import drawn
 
 TINY = {

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline, TileMemoryError
 from ctsr.models import forward
 from ctsr.models.building import ALIGNMENT, settle
-from ctsr.tiling import heap, networks
-from ctsr.tiling.tiles import TILE_LADDER
+from ctsr.tiling import heap, networks, tiled
+from ctsr.tiling.memory import TILE_LADDER
+from ctsr.tiling.network import ATTENTION_TILE, MOST_TILES, Network, choose_tile, tiles_at_once
+from tests.tiled import run_tiled
 
 CPU = torch.device("cpu")
 
@@ -22,7 +24,7 @@ def pipeline(request: pytest.FixtureRequest) -> CTSRPipeline:
     return request.getfixturevalue(request.param)
 
 
-def every(pipeline: CTSRPipeline) -> list[networks.Network]:
+def every(pipeline: CTSRPipeline) -> list[Network]:
     embeds = pipeline.prompt_embeddings(1) if pipeline.prompt_embeddings is not None else None
     return [
         networks.encoder(pipeline.vae, 500),
@@ -85,33 +87,33 @@ def test_results_are_fp32_channels_as_the_network_gives_them(pipeline):
     unet = every(pipeline)[1]
     z = torch.rand(1, 4, 16, 16)
     with torch.no_grad():
-        out = networks.run_tiled(unet, z, 8, 4, None)
+        out = run_tiled(unet, z, 8, 4, None)
     assert out.shape == (1, 12, 16, 16)
     assert out.dtype == torch.float32
 
 
 def test_a_tile_asked_for_is_rounded_up_to_the_alignment(tiny_mini):
     unet = every(tiny_mini)[1]
-    assert networks.choose_tile(unet, 100, 100, 128, CPU) == 16
-    assert networks.choose_tile(unet, 100, 100, 136, CPU) == 18
-    assert networks.choose_tile(unet, 16, 12, 128, CPU) is None
+    assert choose_tile(unet, 100, 100, 128, CPU) == 16
+    assert choose_tile(unet, 100, 100, 136, CPU) == 18
+    assert choose_tile(unet, 16, 12, 128, CPU) is None
 
 
 def test_automatic_tiles_are_none_or_steps_of_the_ladder(pipeline):
     for network in every(pipeline):
-        assert networks.choose_tile(network, 4, 4, 0, CPU) is None
-        assert networks.choose_tile(network, 8192, 8192, 0, CPU) in TILE_LADDER
+        assert choose_tile(network, 4, 4, 0, CPU) is None
+        assert choose_tile(network, 8192, 8192, 0, CPU) in TILE_LADDER
 
 
 def test_automatic_tiles_with_attention_are_small_whatever_the_memory(tiny_sd):
     encoder, unet, _ = every(tiny_sd)
-    side = networks.ATTENTION_TILE
-    assert networks.choose_tile(unet, side, side, 0, CPU) is None
-    assert networks.choose_tile(unet, side // 2, 2 * side, 0, CPU) is None
-    assert networks.choose_tile(unet, side + 1, side, 0, CPU) == side
-    assert networks.choose_tile(unet, 8192, 8192, 0, CPU) <= side
-    assert networks.choose_tile(unet, 2 * side, 2 * side, 2 * side * 8, CPU) is None
-    assert networks.choose_tile(encoder, side + 1, side, 0, CPU) is None
+    side = ATTENTION_TILE
+    assert choose_tile(unet, side, side, 0, CPU) is None
+    assert choose_tile(unet, side // 2, 2 * side, 0, CPU) is None
+    assert choose_tile(unet, side + 1, side, 0, CPU) == side
+    assert choose_tile(unet, 8192, 8192, 0, CPU) <= side
+    assert choose_tile(unet, 2 * side, 2 * side, 2 * side * 8, CPU) is None
+    assert choose_tile(encoder, side + 1, side, 0, CPU) is None
 
 
 @pytest.mark.parametrize("make", ["make_mini", "make_sd"])
@@ -120,25 +122,25 @@ def test_automatic_tiles_of_exact_networks_on_a_cpu_are_at_most_1024_pixels(make
     for stage in ("encode", "unet", "decode"):
         network = pipeline.network(stage)
         side = 1024 // network.factor
-        assert networks.choose_tile(network, side, side, 0, CPU) in (None, networks.ATTENTION_TILE)
-        chosen = networks.choose_tile(network, side + 1, side, 0, CPU)
+        assert choose_tile(network, side, side, 0, CPU) in (None, ATTENTION_TILE)
+        chosen = choose_tile(network, side + 1, side, 0, CPU)
         if make == "make_mini":
             assert chosen == side
-            assert networks.choose_tile(network, side + 1, side, 0, torch.device("meta")) is None
-            assert networks.choose_tile(network, 3 * side, side, 2048, CPU) == 2 * side  # as asked
+            assert choose_tile(network, side + 1, side, 0, torch.device("meta")) is None
+            assert choose_tile(network, 3 * side, side, 2048, CPU) == 2 * side  # as asked
         else:
-            assert chosen in (None, networks.ATTENTION_TILE)
+            assert chosen in (None, ATTENTION_TILE)
 
 
 def test_tiles_at_once_fill_a_gpu_within_its_memory(tiny_sd, tiny_mini):
     unet, cuda = every(tiny_sd)[1], torch.device("cuda")
     one = networks.predicted_memory(unet, 500, 500, 64, 0, CPU)
-    for memory, batch in ((0, 1), (3.5 * one, 3), (100 * one, networks.MOST_TILES)):
-        assert networks.tiles_at_once(unet, 500, 500, 64, memory, cuda) == batch
+    for memory, batch in ((0, 1), (3.5 * one, 3), (100 * one, MOST_TILES)):
+        assert tiles_at_once(unet, 500, 500, 64, memory, cuda) == batch
         assert networks.predicted_memory(unet, 500, 500, 64, memory, cuda) == batch * one
-    assert networks.tiles_at_once(unet, 500, 500, 64, 100 * one, CPU) == 1
-    assert networks.tiles_at_once(unet, 500, 500, None, 1e12, cuda) == 1
-    assert networks.tiles_at_once(every(tiny_mini)[1], 500, 500, 64, 1e12, cuda) == 1
+    assert tiles_at_once(unet, 500, 500, 64, 100 * one, CPU) == 1
+    assert tiles_at_once(unet, 500, 500, None, 1e12, cuda) == 1
+    assert tiles_at_once(every(tiny_mini)[1], 500, 500, 64, 1e12, cuda) == 1
 
 
 @torch.no_grad()
@@ -146,14 +148,13 @@ def test_every_tile_of_a_batch_gets_its_picture_s_prompt(tiny_sd, monkeypatch):
     torch.manual_seed(0)
     prompts, z = torch.randn(2, 5, 16), torch.randn(2, 4, 24, 16)
     alone = [
-        networks.run_tiled(networks.unet(tiny_sd.unet, 8, 999, prompts[i : i + 1]), z[i : i + 1], 16, 8, None)
-        for i in range(2)
+        run_tiled(networks.unet(tiny_sd.unet, 8, 999, prompts[i : i + 1]), z[i : i + 1], 16, 8, None) for i in range(2)
     ]
-    monkeypatch.setattr(networks, "tiles_at_once", lambda *_: 2)
-    batched = networks.run_tiled(networks.unet(tiny_sd.unet, 8, 999, prompts), z, 16, 8, None)
+    monkeypatch.setattr(tiled, "tiles_at_once", lambda *_: 2)
+    batched = run_tiled(networks.unet(tiny_sd.unet, 8, 999, prompts), z, 16, 8, None)
     torch.testing.assert_close(batched, torch.cat(alone), rtol=0, atol=1e-5)
     assert (
-        alone[0] - networks.run_tiled(networks.unet(tiny_sd.unet, 8, 999, prompts[1:]), z[:1], 16, 8, None)
+        alone[0] - run_tiled(networks.unet(tiny_sd.unet, 8, 999, prompts[1:]), z[:1], 16, 8, None)
     ).abs().max() > 1e-4
 
 
@@ -192,7 +193,7 @@ def test_what_large_tiles_leave_in_the_heap_is_given_back_before_the_next(name, 
     for network, x in zip(every(request.getfixturevalue(name)), inputs_of(name, 192), strict=True):
         events.clear()
         with torch.no_grad():
-            networks.run_tiled(network, x, 16, 8, lambda done, total: events.append("told"))
+            run_tiled(network, x, 16, 8, lambda done, total: events.append("told"))
         assert events.count("told") > 1
         assert events == ["given back", "told"] * (len(events) // 2) if gives else "given back" not in events
 
@@ -228,14 +229,14 @@ class Short:
 
 def run_short(call: Callable[[Tensor], Tensor], side: int, tile: int = 0, free: Callable[[], None] | None = None):
     """Over side x side cells, in tiles of `tile` cells."""
-    network = networks.Network("unet", nn.Linear(1, 1), 8, call, 1, 1, halo=0, align=1, bytes_per_pixel=1)
-    return networks.run(network, torch.zeros(1, 1, side, side), CPU, free, tile=tile * 8)
+    network = Network("unet", nn.Linear(1, 1), 8, call, 1, 1, halo=0, align=1, bytes_per_pixel=1)
+    return tiled.run(network, torch.zeros(1, 1, side, side), CPU, free, tile=tile * 8)
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
 def test_smaller_tiles_until_it_fits(error: Exception, caplog: pytest.LogCaptureFixture):
     call = Short(48, error)
-    with caplog.at_level(logging.WARNING, logger="ctsr.tiling.tiles"):
+    with caplog.at_level(logging.WARNING, logger="ctsr.tiling.memory"):
         assert torch.equal(run_short(call, 96), torch.ones(1, 1, 96, 96))
     assert call.sides == [96, *[48] * 4]  # tiles are equally long: two of 48 cells a side
     (message,) = [record.getMessage() for record in caplog.records]

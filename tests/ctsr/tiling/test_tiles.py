@@ -11,18 +11,11 @@ from torch import Tensor, nn
 
 from ctsr.errors import TileMemoryError
 from ctsr.models.autoencoder_mini import TimeAwareAutoencoderMini
-from ctsr.tiling import tiles
-from ctsr.tiling.tiles import (
-    TILE_LADDER,
-    choose_tile,
-    fits,
-    halo_tiled,
-    overlap_tiled,
-    plan_halo,
-    plan_overlap,
-    total_memory,
-    working_memory,
-)
+from ctsr.tiling import memory, sink
+from ctsr.tiling.memory import TILE_LADDER, fits, fitting_tile, total_memory, working_memory
+from ctsr.tiling.network import TileCallback
+from ctsr.tiling.plan import plan_halo, plan_overlap
+from ctsr.tiling.tiled import halo_tiled, overlap_tiled
 
 LENGTHS = [1, 2, 7, 8, 9, 31, 32, 33, 40, 63, 64, 65, 96, 97, 100, 129, 257]
 GIB = 2**30
@@ -242,16 +235,16 @@ def test_overlap_must_be_smaller_than_the_tile(tile: int, overlap: int):
 # --- progress and cancel ---
 
 
-def tile_by_halo(x: Tensor, on_tile: tiles.TileCallback) -> Tensor:
+def tile_by_halo(x: Tensor, on_tile: TileCallback) -> Tensor:
     return halo_tiled(lambda t: t, x, 8, 2, on_tile=on_tile)
 
 
-def tile_by_overlap(x: Tensor, on_tile: tiles.TileCallback) -> Tensor:
+def tile_by_overlap(x: Tensor, on_tile: TileCallback) -> Tensor:
     return overlap_tiled(lambda t: t, x, 8, 2, on_tile=on_tile)
 
 
 @pytest.mark.parametrize(("tiled", "total"), [(tile_by_halo, 6), (tile_by_overlap, 12)])
-def test_callback_counts_tiles_and_may_cancel(tiled: Callable[[Tensor, tiles.TileCallback], Tensor], total: int):
+def test_callback_counts_tiles_and_may_cancel(tiled: Callable[[Tensor, TileCallback], Tensor], total: int):
     class CancelError(Exception):
         pass
 
@@ -275,21 +268,21 @@ def test_callback_counts_tiles_and_may_cancel(tiled: Callable[[Tensor, tiles.Til
 
 def test_untiled_exactly_when_it_fits():
     memory = 8 * working_memory(100, 60, 500)
-    assert choose_tile(100, 60, 500, memory) is None
+    assert fitting_tile(100, 60, 500, memory) is None
     assert fits(100, 60, 500, memory)
-    assert choose_tile(100, 60, 500, memory - 8) == 96
+    assert fitting_tile(100, 60, 500, memory - 8) == 96
 
 
 def test_choice_counts_the_margin_and_ends_at_the_smallest_step():
     memory = 8 * working_memory(64 + 16, 64 + 16, 500)
-    assert choose_tile(500, 500, 500, memory, margin=8) == 64
-    assert choose_tile(500, 500, 500, memory - 8, margin=8) == 48
-    assert choose_tile(500, 500, 500, 1) == TILE_LADDER[-1]
+    assert fitting_tile(500, 500, 500, memory, margin=8) == 64
+    assert fitting_tile(500, 500, 500, memory - 8, margin=8) == 48
+    assert fitting_tile(500, 500, 500, 1) == TILE_LADDER[-1]
 
 
 def test_choice_is_a_function_of_its_arguments_and_monotone():
     def size(side: int, memory: int) -> float:
-        return choose_tile(side, side, 300 * 64, memory, margin=8) or math.inf
+        return fitting_tile(side, side, 300 * 64, memory, margin=8) or math.inf
 
     sides, memories = range(8, 1100, 60), [i * GIB // 2 for i in range(1, 64, 4)]
     table = [[size(side, memory) for memory in memories] for side in sides]
@@ -311,19 +304,19 @@ def test_what_goes_to_the_cpu_is_waited_for(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(Tensor, "to", to)
     for name in ("cpu", "cuda", "cpu"):
-        tiles.move(torch.zeros(1), torch.device(name))
+        sink.move(torch.zeros(1), torch.device(name))
     assert asked == [(torch.device("cpu"), False), (torch.device("cuda"), True), (torch.device("cpu"), False)]
 
 
 def test_ladder_steps():
     assert list(TILE_LADDER) == sorted(set(TILE_LADDER), reverse=True)
-    assert [tiles.smaller(step, 1000) for step in TILE_LADDER[:-1]] == [*TILE_LADDER[1:]]
-    assert tiles.smaller(10_000, 10_000) == TILE_LADDER[0]
+    assert [memory.smaller(step, 1000) for step in TILE_LADDER[:-1]] == [*TILE_LADDER[1:]]
+    assert memory.smaller(10_000, 10_000) == TILE_LADDER[0]
 
 
 def test_total_memory_of_this_machine_and_its_control_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
-    monkeypatch.setattr(tiles, "CGROUP_LIMITS", (tmp_path / "absent", tmp_path / "limit"))
+    monkeypatch.setattr(memory, "CGROUP_LIMITS", (tmp_path / "absent", tmp_path / "limit"))
     (tmp_path / "limit").write_text("max\n")
     physical = total_memory(cpu)
     assert physical > 2**28
@@ -338,16 +331,16 @@ def test_total_memory_of_this_machine_and_its_control_group(tmp_path: Path, monk
     ("tile", "longest", "smaller"), [(None, 100, 96), (None, 96, 64), (64, 500, 48), (256, 60, 48), (48, 500, 32)]
 )
 def test_the_next_smaller_tile_is_smaller_than_the_picture(tile: int | None, longest: int, smaller: int):
-    assert tiles.smaller(tile, longest) == smaller
+    assert memory.smaller(tile, longest) == smaller
 
 
 @pytest.mark.parametrize(("tile", "longest"), [(None, 30), (20, 500), (32, 500), (256, 32)])
 def test_there_is_none_below_the_last_step(tile: int | None, longest: int):
     with pytest.raises(TileMemoryError, match="Out of memory even with"):
-        tiles.smaller(tile, longest)
+        memory.smaller(tile, longest)
 
 
 def test_real_allocator_failure_is_recognised():
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60, dtype=torch.uint8)
-    assert tiles.is_out_of_memory(caught.value)
+    assert memory.is_out_of_memory(caught.value)

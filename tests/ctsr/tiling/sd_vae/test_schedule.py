@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from benchmarks.tiles import border_energy
 from ctsr import TimeAwareAutoencoderKL
 from ctsr.models.building import settle
-from ctsr.tiling import networks, tiles
+from ctsr.tiling import networks, tiled
+from ctsr.tiling.network import Network
 from ctsr.tiling.sd_vae import layer_by_layer, levels, part_by_part, schedule
 from ctsr.tiling.sd_vae.levels import Levels, decoder_levels, encoder_levels, has_levels, reach, run_levels
 from ctsr.tiling.sd_vae.statistics import GivenStatistics, Moments, Statistics, Survey
+from tests.tiled import run_tiled
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH, TILE = 24, 40, 16
@@ -64,19 +66,19 @@ def picture() -> Tensor:
     return x + torch.tensor([0.4, -0.2, 0.1])[:, None, None]
 
 
-def every(vae: TimeAwareAutoencoderKL) -> list[networks.Network]:
+def every(vae: TimeAwareAutoencoderKL) -> list[Network]:
     return [networks.decoder(vae), networks.encoder(vae, None), networks.encoder(vae, 500)]
 
 
-def memory_for(network: networks.Network, way: str) -> float:
+def memory_for(network: Network, way: str) -> float:
     """Bytes with which the level at full resolution runs in `way`, one of two."""
     finest = max(network.levels, key=lambda level: level.scale)
     return schedule.layers_values(finest, HEIGHT * WIDTH) * network.module_dtype.itemsize if way == "layers" else 0
 
 
-def naive(network: networks.Network, x: Tensor) -> Tensor:
+def naive(network: Network, x: Tensor) -> Tensor:
     """Blended tiles that normalise by themselves."""
-    return networks.run_tiled(replace(network, levels=(), halo=None), x, TILE, TILE // 2, None)
+    return run_tiled(replace(network, levels=(), run_levels=None, halo=None), x, TILE, TILE // 2, None)
 
 
 def violated(y: Tensor, whole: Tensor, pitch: int) -> set[str]:
@@ -98,7 +100,7 @@ def test_like_untiled_where_layers_fit_and_naive_tiling_is_not(double, latents, 
     memory = memory_for(network, "layers")
     ways = {group.way for group in schedule.plan(network.levels, HEIGHT, WIDTH, TILE, memory / 8)}
     assert ways == {"whole", "layers"}
-    y = networks.run_tiled(network, x, TILE, 0, None, CPU, memory)
+    y = run_tiled(network, x, TILE, 0, None, memory)
     torch.testing.assert_close(y, whole.float(), rtol=0, atol=1e-6)
     assert violated(y, whole, pitch) == set()
     assert {"mean", "max", "channels"} <= violated(naive(network, x), whole, pitch)
@@ -108,7 +110,7 @@ def test_like_untiled_where_layers_fit_and_naive_tiling_is_not(double, latents, 
 def test_like_untiled_where_nothing_fits(vae, latents, picture, index):
     network, x = every(vae)[index], latents if index == 0 else picture
     whole = network.call(x)
-    y = networks.run_tiled(network, x, TILE, 0, None, CPU, 0)
+    y = run_tiled(network, x, TILE, 0, None, 0)
     assert any(group.way == "tiles" for group in schedule.plan(network.levels, HEIGHT, WIDTH, TILE, 0))
     assert violated(y, whole, TILE * network.write_scale) == set()
 
@@ -161,7 +163,7 @@ def test_tiles_are_exact_given_the_statistics(vae, latents):
     first, *others = decoder_levels(vae)
     x, local = first(latents), with_fixed_statistics(tuple(others))
     whole = local(x)
-    y = tiles.halo_tiled(local, x, TILE, reach(tuple(others)), write_scale=8)
+    y = tiled.halo_tiled(local, x, TILE, reach(tuple(others)), write_scale=8)
     torch.testing.assert_close(y, whole, rtol=0, atol=1e-5 * whole.std().item())
 
 
@@ -247,7 +249,7 @@ def test_windows_have_no_seam(vae, latents, monkeypatch):
         monkeypatch.setattr(part_by_part, name, value)
     network = networks.decoder(vae)
     whole = network.call(latents)
-    y = networks.run_tiled(network, latents, TILE, 0, None, CPU, memory_for(network, "layers"))
+    y = run_tiled(network, latents, TILE, 0, None, memory_for(network, "layers"))
     assert (y - whole).abs().mean() < (naive(network, latents) - whole).abs().mean()
     assert abs(border_energy(y, whole, 8) - 1) <= 0.02
 
@@ -267,10 +269,10 @@ def test_stages_are_the_autoencoder_also_with_attention_in_chunks(double, latent
 def test_neither_batch_place_nor_history_changes_a_bit(vae, latents, way):
     network = networks.decoder(vae)
     memory = memory_for(network, way)
-    alone = networks.run_tiled(network, latents, TILE, 0, None, CPU, memory)
-    both = networks.run_tiled(network, torch.cat([latents.flip(3), latents]), TILE, 0, None, CPU, memory)
+    alone = run_tiled(network, latents, TILE, 0, None, memory)
+    both = run_tiled(network, torch.cat([latents.flip(3), latents]), TILE, 0, None, memory)
     assert torch.equal(both[1:], alone)
-    assert torch.equal(networks.run_tiled(network, latents.clone(), TILE, 0, None, CPU, memory), alone)
+    assert torch.equal(run_tiled(network, latents.clone(), TILE, 0, None, memory), alone)
     assert alone.dtype == torch.float32
 
 
@@ -280,7 +282,7 @@ def test_progress_counts_every_step_and_may_cancel(vae, latents, picture, way, i
     network, x = every(vae)[index], latents if index == 0 else picture
     memory, seen = memory_for(network, way), []
     before = network.call(x)
-    networks.run_tiled(network, x, TILE, 0, lambda *step: seen.append(step), CPU, memory)
+    run_tiled(network, x, TILE, 0, lambda *step: seen.append(step), memory)
     assert seen == [(done + 1, len(seen)) for done in range(len(seen))]
     assert len(seen) >= 6
 
@@ -289,7 +291,7 @@ def test_progress_counts_every_step_and_may_cancel(vae, latents, picture, way, i
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        networks.run_tiled(network, x, TILE, 0, cancel, CPU, memory)
+        run_tiled(network, x, TILE, 0, cancel, memory)
     assert torch.equal(network.call(x), before)
 
 
@@ -299,8 +301,8 @@ def test_bfloat16(vae, latents, way):
     half.load_state_dict(vae.state_dict())
     nn.Module.to(half, torch.bfloat16).eval()
     exact, network = networks.decoder(vae), networks.decoder(half)
-    expected = networks.run_tiled(exact, latents, TILE, 0, None, CPU, memory_for(exact, way))
-    y = networks.run_tiled(network, latents, TILE, 0, None, CPU, memory_for(network, way))
+    expected = run_tiled(exact, latents, TILE, 0, None, memory_for(exact, way))
+    y = run_tiled(network, latents, TILE, 0, None, memory_for(network, way))
     assert y.dtype == torch.float32
     assert (y - expected).abs().mean() < 0.03 * expected.std()
 
@@ -308,7 +310,7 @@ def test_bfloat16(vae, latents, way):
 def test_input_is_left_alone(vae, picture, latents):
     for network, x in zip(every(vae), (latents, picture, picture), strict=True):
         kept = x.clone()
-        networks.run_tiled(network, x, TILE, 0, None, CPU, memory_for(network, "layers"))
+        run_tiled(network, x, TILE, 0, None, memory_for(network, "layers"))
         assert torch.equal(x, kept)
 
 
@@ -319,8 +321,8 @@ def test_weights_that_offloading_brings_layer_by_layer(vae, latents, way):
     offloaded.load_state_dict(vae.state_dict())
     settle(offloaded.eval())
     memory = memory_for(networks.decoder(vae), way)
-    expected = networks.run_tiled(networks.decoder(offloaded), latents, TILE, 0, None, CPU, memory)
+    expected = run_tiled(networks.decoder(offloaded), latents, TILE, 0, None, memory)
     accelerate.cpu_offload(offloaded, CPU)
     assert next(offloaded.parameters()).device.type == "meta"
-    y = networks.run_tiled(networks.decoder(offloaded), latents, TILE, 0, None, CPU, memory)
+    y = run_tiled(networks.decoder(offloaded), latents, TILE, 0, None, memory)
     torch.testing.assert_close(y, expected, rtol=0, atol=1e-5)

@@ -3,6 +3,8 @@
     python -m benchmarks.comfyui start [--repeat 5]
     python -m benchmarks.comfyui dial [--repeat 7]
     python -m benchmarks.comfyui drift [--prompts 200]
+    python -m benchmarks.comfyui mixed [--prompts 200]
+    python -m benchmarks.comfyui batch [--few 4] [--many 16]
 
 The host is found as the tests find it (tests/comfyui.py). Prompts are the graph of five nodes with the built-in mini.
 """
@@ -11,31 +13,36 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import psutil
 import typer
 
-from tests.comfyui import ComfyServer, Run, find_host
-from tests.host.graphs import MINI, Prompt, five, fresh, succeed
+from tests.comfyui import ROOT, ComfyServer, Run, find_host
+from tests.conftest import build_mini, build_sd
+from tests.host.graphs import MINI, Prompt, fill, five, free, fresh, mixed, node, one, peak, put, succeed
 
 PICTURES = ("hippo.png", "mural.jpg", "colosseum.jpg")
 """256x192 each."""
+PROBE = ROOT / "tests" / "host" / "probe.py"
 MIB = 2**20
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
 @contextmanager
-def comfy(with_pack: bool = True) -> Iterator[ComfyServer]:
-    """A host with a base directory of its own, running."""
+def comfy(with_pack: bool = True, with_probe: bool = False, options: Sequence[str] = ()) -> Iterator[ComfyServer]:
+    """A host with a base directory of its own, running; with the nodes of the tests, and options, where asked."""
     host = find_host()
     if host is None:
         raise typer.BadParameter("No ComfyUI found: set COMFYUI_PATH.")
     with (
         tempfile.TemporaryDirectory() as folder,
-        ComfyServer(host, Path(folder) / "base", with_pack=with_pack) as server,
+        ComfyServer(
+            host, Path(folder) / "base", with_pack=with_pack, extra_nodes=[PROBE] * with_probe, options=options
+        ) as server,
     ):
         yield server
 
@@ -116,6 +123,40 @@ def drift(prompts: int = 200, scale: float = 2.0) -> None:
                     f"prompts {i + 2 - window} to {i + 1}: {middle:.2f} s median, {resident(server):.0f} MiB",
                     flush=True,
                 )
+
+
+@app.command(name="mixed")
+def mixed_prompts(prompts: int = 200, warm: int = 12) -> None:
+    """Memory over many prompts of three models that take turns, and after `/free`."""
+    with comfy(with_probe=True) as server:
+        fill(server, build_mini(), build_sd())
+        for i in range(warm):
+            succeed(server, mixed(i))
+        free(server)
+        print(f"at the start: {resident(server):.0f} MiB", flush=True)
+        for i in range(prompts):
+            succeed(server, mixed(i))
+            if (i + 1) % (prompts // 4) == 0:
+                print(f"after {i + 1} prompts: {resident(server):.0f} MiB", flush=True)
+        free(server)
+        print(f"after /free: {resident(server):.0f} MiB", flush=True)
+
+
+@app.command()
+def batch(few: int = 4, many: int = 16, side: int = 256) -> None:
+    """Memory for each further picture of a batch, in results: graph of single nodes and the one node, cached or not."""
+    size, light = 4 * side, np.linspace(0.2, 0.8, many, dtype=np.float32)
+    pictures = np.broadcast_to(light[:, None, None, None], (many, side, side, 3))
+    for options in ((), ("--cache-none",)):
+        with comfy(with_probe=True, options=options) as server:
+            for name, graph, end in (("single nodes", five, "decode"), ("one node", one, "upscale")):
+                rises: list[int] = []
+                for count in (few, few, many):  # the first loads the model
+                    prompt = {**graph(checkpoint=MINI), "picture": put(server, np.ascontiguousarray(pictures[:count]))}
+                    prompt["save"] = node("ProbeSize", value=[end, 0])
+                    rises.append(peak(server, prompt))
+                further = (rises[2] - rises[1]) / (many - few) / (size * size * 3 * 4)
+                print(f"{' '.join(options) or 'cached'}: {name}: {further:.2f} results a further picture", flush=True)
 
 
 if __name__ == "__main__":

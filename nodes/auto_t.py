@@ -35,16 +35,17 @@ class CTSRAutoT(io.ComfyNode):
                 Ends.Input(
                     "endpoints",
                     optional=True,
-                    tooltip="From OneStepSRUNet: then places are found whose realistic end departs from the picture.",
+                    tooltip="From One-Step SR UNet: then places are found whose realistic end departs from the "
+                    "picture.",
                 ),
-                io.Vae.Input("vae", optional=True, tooltip="The VAE of LoadCTSR; needed with endpoints."),
+                io.Vae.Input("vae", optional=True, tooltip="The VAE of Load CTSR; needed with endpoints."),
             ],
             outputs=[
-                io.Float.Output(display_name="t", tooltip="For t of TradeoffT or CTSRUpscale."),
+                io.Float.Output(display_name="t", tooltip="For t of Tradeoff t or Upscale & Restore."),
                 io.String.Output(display_name="reasons", tooltip="Why, one line each."),
                 io.Mask.Output(
                     display_name="t map",
-                    tooltip="t at every place: the mask of a TradeoffT with t 0, t_inside 1 and feather 0.",
+                    tooltip="t at every place: the mask of a Tradeoff t with t 0, t_inside 1 and feather 0.",
                 ),
             ],
         )
@@ -69,7 +70,7 @@ def choose(rgb: Tensor, endpoints: HostEndpoints | None, vae: host.CTSRVAE | Non
     if endpoints is None:
         return [choose_t(picture.cpu()) for picture in rgb.split(1)]
     if vae is None:
-        raise ValueError("endpoints need a VAE to be looked at: connect the VAE of LoadCTSR too.")
+        raise ValueError("endpoints need a VAE to be looked at: connect the VAE of Load CTSR too.")
     if len(endpoints.ends.z0) != len(rgb):
         count = len(endpoints.ends.z0)
         raise ValueError(

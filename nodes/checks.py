@@ -112,12 +112,12 @@ def check_samples(samples: Tensor, channels: int, alignment: int = 1) -> None:
     if samples.ndim != 4 or 0 in samples.shape or samples.shape[1] != channels:
         raise ValueError(
             f"latent has shape {list(samples.shape)}, but this checkpoint's latents have {channels} channels: "
-            "connect the latent of TimeAwareEncode or TradeoffT of the same checkpoint."
+            "connect the latent of Time-Aware Encode or Tradeoff t of the same checkpoint."
         )
     if samples.shape[-2] % alignment or samples.shape[-1] % alignment:
         raise ValueError(
             f"latent is {samples.shape[-1]}x{samples.shape[-2]}: its sides must be multiples of {alignment}; connect "
-            "TimeAwareEncode, which pads them."
+            "Time-Aware Encode, which pads them."
         )
     if not bool(samples.sum(dtype=torch.float32).isfinite()):  # an honest sum overflows fp16
         raise ValueError("latent holds NaN or infinite values: look at what comes before it.")

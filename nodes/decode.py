@@ -32,8 +32,8 @@ class TiledVAEDecode(io.ComfyNode):
             description="Decodes a latent in tiles that leave no seams, crops it to exactly the size asked for and "
             "fixes its colours.",
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE of LoadCTSR."),
-                io.Latent.Input("latent", tooltip="From TradeoffT."),
+                io.Vae.Input("vae", tooltip="The VAE of Load CTSR."),
+                io.Latent.Input("latent", tooltip="From Tradeoff t."),
                 tile_input(),
                 color_fix_input(),
             ],
@@ -58,7 +58,7 @@ class TiledVAEDecode(io.ComfyNode):
 def model_of(vae: Any) -> host.HostModel:
     """The model that a VAE belongs to; raises ValueError for a VAE that is not one of ours."""
     if not isinstance(vae, host.CTSRVAE):
-        raise ValueError("vae is not a CTSR checkpoint's: connect the VAE of LoadCTSR, or use the host's VAE Decode.")
+        raise ValueError("vae is not a CTSR checkpoint's: connect the VAE of Load CTSR, or use the host's VAE Decode.")
     return vae.model
 
 
@@ -67,7 +67,7 @@ def model_for(vae: Any, endpoints: HostEndpoints) -> host.HostModel:
     model, maker = model_of(vae), endpoints.origin.model_id
     if maker != model.model_id:
         raise ValueError(
-            f"endpoints were made by {maker}, but vae belongs to {model.model_id}: connect both to the same LoadCTSR."
+            f"endpoints were made by {maker}, but vae belongs to {model.model_id}: connect both to the same Load CTSR."
         )
     return model
 
@@ -82,7 +82,7 @@ def decode(
     check_tile(tile, None)
     size, reference = origin.size, origin.reference
     if reference is None and color_fix != "none":
-        work.warn("Without the picture that TimeAwareEncode saw, colours are left as they are decoded.")
+        work.warn("Without the picture that Time-Aware Encode saw, colours are left as they are decoded.")
     fix = cast("ColorFix", "none" if reference is None else color_fix)
     work.memory = max(work.memory, host.load(model, "decode", *size, tile))
     picture = model.pipeline.decode_unscaled(

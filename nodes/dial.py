@@ -49,8 +49,8 @@ class CTSRDial(io.ComfyNode):
             description="The dial on a picture: drag t and see it change at once, paint where it shall be faithful. "
             "After the first run no further one is needed to look; the next run gives the picture that was chosen.",
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE of LoadCTSR."),
-                Ends.Input("endpoints", tooltip="From OneStepSRUNet."),
+                io.Vae.Input("vae", tooltip="The VAE of Load CTSR."),
+                Ends.Input("endpoints", tooltip="From One-Step SR UNet."),
                 dial_input(),
                 io.String.Input(
                     "painted",

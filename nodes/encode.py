@@ -56,7 +56,7 @@ class TimeAwareEncode(io.ComfyNode):
                 even_input(),
                 hdr_input(),
             ],
-            outputs=[io.Latent.Output(display_name="latent", tooltip="For OneStepSRUNet.")],
+            outputs=[io.Latent.Output(display_name="latent", tooltip="For One-Step SR UNet.")],
         )
 
     @classmethod

@@ -150,7 +150,7 @@ class CTSRVAE(comfy.sd.VAE):
         if min(height, width) < self.downscale_ratio:
             raise ValueError(
                 f"pixels are {width}x{height}, and this VAE makes one latent of {self.downscale_ratio}x"
-                f"{self.downscale_ratio}: connect a larger picture, or TimeAwareEncode, which pads it."
+                f"{self.downscale_ratio}: connect a larger picture, or Time-Aware Encode, which pads it."
             )
 
     def get_sd(self) -> dict[str, Tensor]:

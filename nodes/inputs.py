@@ -34,7 +34,7 @@ def schema(**fields: Any) -> io.Schema:
 def model_input(optional: bool = False) -> io.Input:
     """A CTSR_MODEL."""
     default = " Without it the built-in ctsr-mini is used." if optional else ""
-    return Model.Input("model", optional=optional, tooltip=f"A checkpoint, from LoadCTSR.{default}")
+    return Model.Input("model", optional=optional, tooltip=f"A checkpoint, from Load CTSR.{default}")
 
 
 def dial_input(name: str = "t", default: float = 0.5, where: str = "") -> io.Input:

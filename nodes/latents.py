@@ -95,7 +95,7 @@ def read_latent(latent: dict[str, Any], model_id: str, factor: int, warn: Warn) 
     if entry is not None and entry.origin.model_id != model_id:
         raise ValueError(
             f"latent was made by {entry.origin.model_id}, but this node has {model_id}: connect both to the same "
-            "LoadCTSR."
+            "Load CTSR."
         )
     if entry is not None and entry.samples is samples:
         return turn_back(samples, entry.origin.turn), entry.origin
@@ -235,7 +235,7 @@ def resized_or_changed(samples: Tensor, entry: Entry, factor: int, warn: Warn) -
         return samples, Origin(origin.model_id, (height * factor, width * factor))
     raise ValueError(
         f"latent was changed from {old_width}x{old_height} to {width}x{height} by a node before this one, so that the "
-        "border that pads the picture cannot be told from it: ask TimeAwareEncode for a width and height that are "
+        "border that pads the picture cannot be told from it: ask Time-Aware Encode for a width and height that are "
         f"multiples of {8 * factor}, or take the host's VAE Decode."
     )
 

@@ -40,8 +40,10 @@ class LoadCTSR(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Model.Output(display_name="model", tooltip="For TimeAwareEncode, OneStepSRUNet and CTSRUpscale."),
-                io.Vae.Output(display_name="vae", tooltip="For TiledVAEDecode, CTSRSweep and the host's VAE nodes."),
+                Model.Output(
+                    display_name="model", tooltip="For Time-Aware Encode, One-Step SR UNet and Upscale & Restore."
+                ),
+                io.Vae.Output(display_name="vae", tooltip="For Tiled VAE Decode, CTSR Sweep and the host's VAE nodes."),
             ],
         )
 

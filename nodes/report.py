@@ -21,7 +21,7 @@ class CTSRReport(io.ComfyNode):
             display_name="Fidelity Report (CTSR)",
             search_aliases=["compare", "quality", "invented detail", "hallucination", "seams", "fidelity"],
             description="Says what a result of any upscaler invented, lost, shifted or tinted, with maps. The map of "
-            "what was added can be the mask of TradeoffT: faithful where most was invented.",
+            "what was added can be the mask of Tradeoff t: faithful where most was invented.",
             inputs=[
                 io.Image.Input("image", tooltip="The picture that went in."),
                 io.Image.Input("result", tooltip="What an upscaler made of it; of a batch, one for each picture."),
@@ -32,7 +32,7 @@ class CTSRReport(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Mask.Output(display_name="added", tooltip="Detail that was added, from 0 to 1; for TradeoffT."),
+                io.Mask.Output(display_name="added", tooltip="Detail that was added, from 0 to 1; for Tradeoff t."),
                 io.Mask.Output(display_name="departs", tooltip="Where the result departs from its picture, 0 to 1."),
                 io.Image.Output(display_name="maps", tooltip="Both maps in colours, one after the other."),
                 io.String.Output(display_name="report", tooltip="Findings and numbers, one line each."),

@@ -32,7 +32,7 @@ def check_batch(count: int, size: tuple[int, int], kept: float = 0) -> None:
     fitting = int((have - pixels * BUFFER_BYTES) // one)
     if count > fitting:
         fewer = f"give at most {fitting} at a time, or a smaller size" if fitting > 0 else "give a smaller size"
-        single = " (CTSR Upscale keeps less than single nodes do)" if kept else ""
+        single = " (Upscale & Restore keeps less than single nodes do)" if kept else ""
         raise ValueError(
             f"{count} results of {width}x{height} would take {count * one / 2**30:.1f} GiB of memory, and no more than "
             f"{have / 2**30:.1f} can be used here: {fewer}{single}."

@@ -28,8 +28,8 @@ class CTSRSweep(io.ComfyNode):
             description="Decodes the same endpoints at several values of t, from 0 (most realistic) to 1 (most "
             "faithful), to find the one you like.",
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE of LoadCTSR."),
-                Ends.Input("endpoints", tooltip="From OneStepSRUNet."),
+                io.Vae.Input("vae", tooltip="The VAE of Load CTSR."),
+                Ends.Input("endpoints", tooltip="From One-Step SR UNet."),
                 io.Int.Input(
                     "count",
                     default=5,

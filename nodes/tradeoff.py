@@ -30,7 +30,7 @@ class TradeoffT(io.ComfyNode):
             description="The dial between realism and fidelity, for the whole picture, or with another value inside a "
             "mask. Only this node and what follows it run again when t changes.",
             inputs=[
-                Ends.Input("endpoints", tooltip="From OneStepSRUNet."),
+                Ends.Input("endpoints", tooltip="From One-Step SR UNet."),
                 dial_input(),
                 io.Mask.Input(
                     "mask",
@@ -47,7 +47,7 @@ class TradeoffT(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output(display_name="latent", tooltip="For TiledVAEDecode, or the host's VAEDecode nodes.")
+                io.Latent.Output(display_name="latent", tooltip="For Tiled VAE Decode, or the host's VAE Decode nodes.")
             ],
         )
 

@@ -29,10 +29,10 @@ class OneStepSRUNet(io.ComfyNode):
             "further pass.",
             inputs=[
                 model_input(),
-                io.Latent.Input("latent", tooltip="From TimeAwareEncode with the same model."),
+                io.Latent.Input("latent", tooltip="From Time-Aware Encode with the same model."),
                 tile_input(),
             ],
-            outputs=[Ends.Output(display_name="endpoints", tooltip="For TradeoffT and CTSRSweep.")],
+            outputs=[Ends.Output(display_name="endpoints", tooltip="For Tradeoff t and CTSR Sweep.")],
         )
 
     @classmethod
@@ -61,7 +61,7 @@ def restore(
     if len(encodes) != needed:
         raise ValueError(
             f"{model.model_id} takes {needed} encodes of a picture, but latent brings {len(encodes)}: connect "
-            "TimeAwareEncode directly."
+            "Time-Aware Encode directly."
         )
     height, width = (side * pipe.vae_scale_factor for side in samples.shape[-2:])
     work.memory = max(work.memory, host.load(model, "unet", height, width, tile))

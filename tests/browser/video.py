@@ -1,7 +1,8 @@
 """A video with sound, run by the host's Python, which has PyAV.
 
-python video.py write PATH WIDTH HEIGHT [FRAMES]    four or so frames at 8 a second, and a tone of their length
-python video.py read PATH                           prints what a video holds, as JSON
+python video.py write PATH WIDTH HEIGHT [FRAMES]         four or so frames at 8 a second, and a tone of their length
+python video.py pan PATH WIDTH HEIGHT FRAMES PICTURE     a camera that moves over a picture, 25 frames a second
+python video.py read PATH                                prints what a video holds, as JSON
 """
 
 import json
@@ -31,6 +32,21 @@ def write(path: str, width: int, height: int, frames: int = FRAMES) -> None:
         container.mux(sound.encode())
 
 
+def pan(path: str, width: int, height: int, frames: int, picture: str) -> None:
+    """Frames of a camera that moves over a picture, enlarged to a tenth more than they show."""
+    from PIL import Image
+
+    with av.open(path, "w") as container, Image.open(picture) as image:
+        large = np.asarray(image.convert("RGB").resize((width * 11 // 10, height * 11 // 10), Image.Resampling.LANCZOS))
+        stream = container.add_stream("h264", rate=25, options={"crf": "12"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for i in range(frames):
+            x, y = (round((side // 10) * (1 + np.sin(i / speed)) / 2) for side, speed in ((width, 29), (height, 17)))
+            pixels = np.ascontiguousarray(large[y : y + height, x : x + width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
 def read(path: str) -> dict[str, float]:
     """Frames, frames a second, size and seconds of sound."""
     with av.open(path) as container:
@@ -44,8 +60,10 @@ def read(path: str) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    command, path, *size = sys.argv[1:]
+    command, path, *values = sys.argv[1:]
     if command == "write":
-        write(path, *map(int, size))
+        write(path, *map(int, values))
+    elif command == "pan":
+        pan(path, *map(int, values[:3]), values[3])
     else:
         print(json.dumps(read(path)))

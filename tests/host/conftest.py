@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from PIL import Image
 
 from ctsr import CTSRPipeline
-from tests.comfyui import PICTURES, ComfyServer, require_host
-from tests.host.graphs import SMALL, TINY
+from tests.comfyui import ComfyServer, require_host
+from tests.host.graphs import fill
 
 PROBE = Path(__file__).parent / "probe.py"
 HERE = Path(__file__).parent
@@ -29,13 +27,7 @@ def started(
 ) -> Iterator[tuple[ComfyServer, dict[str, Any]]]:
     """The host, and what `/probe` told before any prompt."""
     server = ComfyServer(require_host(), tmp_path_factory.mktemp("comfyui"), extra_nodes=[PROBE])
-    models, pictures = server.base / "models" / "ctsr", server.base / "input"
-    tiny_mini.save_single_file(models / TINY, dtype=torch.float32)
-    tiny_sd.save_single_file(models / "tiny-sd.safetensors", dtype=torch.float32)
-    with Image.open(PICTURES / "hippo.png") as hippo:
-        hippo.crop((100, 60, 140, 88)).save(pictures / SMALL)
-        hippo.crop((100, 60, 137, 89)).save(pictures / "odd.png")
-        hippo.crop((100, 60, 101, 61)).save(pictures / "pixel.png")
+    fill(server, tiny_mini, tiny_sd)
     with server:
         yield server, server.get("/probe")
 

@@ -6,17 +6,33 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
+import torch
 from numpy.typing import NDArray
+from PIL import Image
 
-from tests.comfyui import ComfyServer, PromptRefusedError, Run
+from ctsr import CTSRPipeline
+from tests.comfyui import PICTURES, ComfyServer, PromptRefusedError, Run
 
 TINY = "tiny.safetensors"
+TINY_SD = "tiny-sd.safetensors"
 MINI = "ctsr-mini (built-in)"
 SMALL = "small.png"
 """A crop of 40x28 pixels of a photograph."""
 
 Prompt = dict[str, dict[str, Any]]
 Array = NDArray[np.float32]
+
+
+def fill(server: ComfyServer, mini: CTSRPipeline, sd: CTSRPipeline) -> None:
+    """Puts the checkpoints and pictures of these tests where the host looks for them."""
+    models, pictures = server.base / "models" / "ctsr", server.base / "input"
+    mini.save_single_file(models / TINY, dtype=torch.float32)
+    sd.save_single_file(models / TINY_SD, dtype=torch.float32)
+    with Image.open(PICTURES / "hippo.png") as hippo:
+        hippo.crop((100, 60, 140, 88)).save(pictures / SMALL)
+        hippo.crop((100, 60, 137, 89)).save(pictures / "odd.png")
+        hippo.crop((100, 60, 101, 61)).save(pictures / "pixel.png")
 
 
 def node(class_type: str, **inputs: Any) -> dict[str, Any]:
@@ -74,6 +90,14 @@ def fresh(prompt: Prompt) -> Prompt:
     return prompt
 
 
+def mixed(number: int) -> Prompt:
+    """One of many prompts in a row: three models, several t, the graph and the beginner's node taking turns."""
+    checkpoint = (TINY, TINY_SD, MINI)[number % 3]
+    if number % 2:
+        return fresh(five(checkpoint=checkpoint, t=number % 5 / 4))
+    return one(checkpoint=checkpoint, t=number % 7 / 6)
+
+
 def linked(prompt: Prompt, name: str, value: Any) -> Prompt:
     """The same, with an input ("dial.t") that arrives over a link, which the host does not check."""
     target, key = name.split(".")
@@ -104,6 +128,12 @@ def succeed(server: ComfyServer, prompt: Prompt) -> Run:
     return run
 
 
+def free(server: ComfyServer) -> None:
+    """Asks the host for its memory back, and waits until it is: it frees between prompts."""
+    server.post("/free", {"unload_models": True, "free_memory": True})
+    succeed(server, fresh(five()))
+
+
 def picture_of(server: ComfyServer, run: Run) -> Path:
     """The file that a prompt saved."""
     return server.output(run.outputs["save"]["images"][0])
@@ -120,3 +150,14 @@ def refusal(server: ComfyServer, prompt: Prompt) -> str:
         message = run.error
     succeed(server, fresh(five()))
     return message
+
+
+def peak(server: ComfyServer, prompt: Prompt) -> int:
+    """Bytes by which the host's memory rose at most while a prompt ran."""
+    assert server.process is not None
+    status = Path(f"/proc/{server.process.pid}")
+    (status / "clear_refs").write_text("5")  # forgets the highest so far
+    before = psutil.Process(server.process.pid).memory_info().rss
+    succeed(server, prompt)
+    high = next(line for line in (status / "status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(high.split()[1]) * 1024 - before

@@ -8,6 +8,7 @@ beside the nodes, and make memory run out.
 import functools
 import gc
 import importlib
+import itertools
 import json
 import sys
 import time
@@ -56,6 +57,8 @@ class AnyType(str):
 
 ANY = AnyType("*")
 TEXT, WHOLE, REAL = ("STRING", {}), ("INT", {"max": 2**62}), ("FLOAT", {})
+CANCEL_SECONDS = 60
+"""After which a network that waits for a cancel gives up."""
 
 
 class ProbeValue:
@@ -129,28 +132,58 @@ class ProbePipeline:
 
 
 class ProbeLimit:
-    """Makes every call of a model's networks take `seconds`, and run out of memory above `pixels` of the result."""
+    """Makes a model's networks run out of memory above `pixels` of the result."""
 
     RETURN_TYPES, FUNCTION, CATEGORY = ("CTSR_MODEL",), "run", "probe"
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        return {"required": {"model": ("CTSR_MODEL", {}), "pixels": WHOLE, "seconds": REAL}}
+        return {"required": {"model": ("CTSR_MODEL", {}), "pixels": WHOLE}}
 
-    def run(self, model: Any, pixels: int, seconds: float) -> tuple[Any]:
+    def run(self, model: Any, pixels: int) -> tuple[Any]:
         vae, unet = model.pipeline.vae, model.pipeline.unet
-        vae.encode = limited(vae.encode, pixels, seconds)
-        vae.decode = limited(vae.decode, pixels // 64, seconds)
-        unet.forward = limited(unet.forward, pixels // 64, seconds)
+        vae.encode = limited(vae.encode, pixels)
+        vae.decode = limited(vae.decode, pixels // 64)
+        unet.forward = limited(unet.forward, pixels // 64)
         return (model,)
 
 
-def limited(call: Callable[..., Any], cells: int, seconds: float) -> Callable[..., Any]:
-    """`call`, slow and short of memory."""
+class ProbeWait:
+    """Makes a network of a model wait for a cancel in its calls from number `calls` on."""
+
+    RETURN_TYPES, FUNCTION, CATEGORY = ("CTSR_MODEL",), "run", "probe"
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
+        return {"required": {"model": ("CTSR_MODEL", {}), "stage": TEXT, "calls": WHOLE}}
+
+    def run(self, model: Any, stage: str, calls: int) -> tuple[Any]:
+        network = model.pipeline.unet if stage == "unet" else model.pipeline.vae
+        name = "forward" if stage == "unet" else stage
+        setattr(network, name, waiting(getattr(network, name), calls))
+        return (model,)
+
+
+def waiting(call: Callable[..., Any], calls: int) -> Callable[..., Any]:
+    """`call`, which after so many calls goes on only when the user has cancelled."""
+    done = itertools.count()
+
+    @functools.wraps(call)
+    def run(*args: Any, **options: Any) -> Any:
+        if next(done) >= calls:
+            deadline = time.monotonic() + CANCEL_SECONDS
+            while not mm.processing_interrupted() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        return call(*args, **options)
+
+    return run
+
+
+def limited(call: Callable[..., Any], cells: int) -> Callable[..., Any]:
+    """`call`, short of memory."""
 
     @functools.wraps(call)
     def run(x: torch.Tensor, *args: Any, **options: Any) -> Any:
-        time.sleep(seconds)
         if x.shape[-2] * x.shape[-1] > cells:
             raise torch.OutOfMemoryError("simulated: out of memory")
         return call(x, *args, **options)
@@ -186,7 +219,17 @@ class ProbeRoom:
 
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
-    for node in (ProbeValue, ProbeArray, ProbeSave, ProbeSize, ProbePipeline, ProbeLimit, ProbeEviction, ProbeRoom)
+    for node in (
+        ProbeValue,
+        ProbeArray,
+        ProbeSave,
+        ProbeSize,
+        ProbePipeline,
+        ProbeLimit,
+        ProbeWait,
+        ProbeEviction,
+        ProbeRoom,
+    )
 }
 
 # --- a device of limited memory -----------------------------------------------------------------------------------
@@ -259,7 +302,7 @@ def make_room(checkpoint: str, image: torch.Tensor) -> list[Any]:
         mm.load_models_gpu([other])
         upscale(image, 0.5, 2.0, ours)
         steps = [loaded()]
-        ours.pipeline.unet.forward = limited(ours.pipeline.unet.forward, 64 * 64 - 1, 0)
+        ours.pipeline.unet.forward = limited(ours.pipeline.unet.forward, 64 * 64 - 1)
         host.load(ours, "unet", 512, 512, 0)
         ours.pipeline.endpoints([torch.zeros(1, 4, 64, 64)])
         return [*steps, loaded()]

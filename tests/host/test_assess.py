@@ -39,7 +39,7 @@ def test_endpoints_of_other_pictures_or_without_a_vae_are_one_sentence(server):
     prompt = five()
     prompt["auto"] = node("CTSRAutoT", image=["picture", 0], endpoints=["unet", 0])
     prompt["text"] = node("PreviewAny", source=["auto", 1])
-    assert "connect the VAE of LoadCTSR too" in refusal(server, prompt)
+    assert "connect the VAE of Load CTSR too" in refusal(server, prompt)
     prompt["two"] = put(server, np.zeros((2, 28, 40, 3), np.float32))
     prompt["auto"] = node("CTSRAutoT", image=["two", 0], endpoints=["unet", 0], vae=["load", 1])
     assert "endpoints are of 1 pictures, but image has 2" in refusal(server, prompt)
@@ -87,7 +87,7 @@ def test_the_live_dial_refuses_endpoints_of_another_checkpoint(server):
     prompt = dial_prompt(0.5)
     prompt["other"] = node("LoadCTSR", checkpoint=MINI, precision="fp32", attention="auto")
     prompt["live"]["inputs"]["vae"] = ["other", 1]
-    assert "connect both to the same LoadCTSR" in refusal(server, prompt)
+    assert "connect both to the same Load CTSR" in refusal(server, prompt)
 
 
 def test_the_live_dial_gives_the_picture_at_t_and_both_ends_for_the_page(server):

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.comfyui import ComfyServer
-from tests.host.graphs import Prompt, five, fresh, node, one, put, refusal, saved, succeed
+from tests.host.graphs import Prompt, five, fresh, node, one, peak, put, refusal, saved
 
 FRAMES, HEIGHT, WIDTH = 24, 96, 128
 FRAME = 4 * HEIGHT * 4 * WIDTH * 3 * 4
@@ -25,17 +25,6 @@ def of_frames(server: ComfyServer, prompt: Prompt, source: str, array: np.ndarra
     """The same graph for a batch, whose result goes nowhere."""
     end = node("ProbeSize", value=[source, 0])
     return {**prompt, "picture": put(server, np.ascontiguousarray(array)), "save": end}
-
-
-def peak(server: ComfyServer, prompt: Prompt) -> int:
-    """Bytes by which the host's memory rose at most while a prompt ran."""
-    assert server.process is not None
-    status = Path(f"/proc/{server.process.pid}")
-    (status / "clear_refs").write_text("5")  # forgets the highest so far
-    before = psutil.Process(server.process.pid).memory_info().rss
-    succeed(server, prompt)
-    high = next(line for line in (status / "status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(high.split()[1]) * 1024 - before
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells a process's highest memory")

@@ -266,7 +266,7 @@ def test_latent_of_odd_size_for_a_unet_that_halves(server):
     prompt = five()
     prompt["latent"] = put(server, NOISE.random((1, 4, 7, 8), np.float32))
     prompt["unet"]["inputs"]["latent"] = ["latent", 1]
-    assert_explains(refusal(server, prompt), "latent is 8x7", "multiples of 2", "connect TimeAwareEncode")
+    assert_explains(refusal(server, prompt), "latent is 8x7", "multiples of 2", "connect Time-Aware Encode")
 
 
 def test_latent_of_the_host_goes_through(server):
@@ -280,11 +280,11 @@ def test_vae_of_the_host(server):
     prompt = five()
     prompt["foreign"] = node("VAELoader", vae_name="pixel_space")
     prompt["decode"]["inputs"]["vae"] = ["foreign", 0]
-    assert_explains(refusal(server, prompt), "vae is not a CTSR checkpoint's", "connect the VAE of LoadCTSR")
+    assert_explains(refusal(server, prompt), "vae is not a CTSR checkpoint's", "connect the VAE of Load CTSR")
     sweep = with_sweep(five())
     sweep["foreign"] = prompt["foreign"]
     sweep["sweep"]["inputs"]["vae"] = ["foreign", 0]
-    assert_explains(refusal(server, sweep), "vae is not a CTSR checkpoint's", "connect the VAE of LoadCTSR")
+    assert_explains(refusal(server, sweep), "vae is not a CTSR checkpoint's", "connect the VAE of Load CTSR")
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_another_checkpoints(server, target, key, output, what):
     prompt = with_sweep(five()) if target == "sweep" else five()
     prompt["other"] = node("LoadCTSR", checkpoint="tiny-sd.safetensors", precision="fp32", attention="auto")
     prompt[target]["inputs"][key] = ["other", output]
-    words = (f"{what} w", f"made by {TINY}", "tiny-sd.safetensors", "same LoadCTSR")
+    words = (f"{what} w", f"made by {TINY}", "tiny-sd.safetensors", "same Load CTSR")
     assert_explains(refusal(server, prompt), *words)
 
 

@@ -1,5 +1,6 @@
 """Cancel, memory that runs out, models of others, and what stays behind after many prompts."""
 
+import secrets
 import shutil
 from typing import Any
 
@@ -7,59 +8,64 @@ import numpy as np
 import pytest
 
 from tests.comfyui import ComfyServer, Run
-from tests.host.graphs import SMALL, TINY, Prompt, five, fresh, node, one, refusal, saved, succeed
+from tests.host.graphs import SMALL, TINY, Prompt, five, free, fresh, mixed, node, one, refusal, saved, succeed
 
 MIXED = 40
-"""Prompts in a row; 200 took the host from 1144 to 1157 MiB."""
-ROOM = 2**40
-"""Pixels that never run out."""
+"""Prompts in a row; `python -m benchmarks.comfyui mixed` queues 200."""
+STAGES = ["encode", "unet", "decode"]
 
 
-def limited(server: ComfyServer, prompt: Prompt, name: str, pixels: int, seconds: float = 0) -> Prompt:
-    """The same, with a checkpoint of its own whose networks are slow or short of memory."""
-    path = server.base / "models" / "ctsr" / f"{name}.safetensors"
+def altered(server: ComfyServer, prompt: Prompt, probe: str, **inputs: Any) -> Prompt:
+    """The same, with a checkpoint of its own whose networks a probe changes."""
+    path = server.base / "models" / "ctsr" / f"{secrets.token_hex(6)}.safetensors"
     shutil.copy(path.with_name(TINY), path)
     prompt["load"]["inputs"]["checkpoint"] = path.name
-    prompt["limit"] = node("ProbeLimit", model=["load", 0], pixels=pixels, seconds=seconds)
+    prompt["altered"] = node(probe, model=["load", 0], **inputs)
     for key in {"encode", "unet", "upscale"} & set(prompt):
-        prompt[key]["inputs"]["model"] = ["limit", 0]
+        prompt[key]["inputs"]["model"] = ["altered", 0]
     return prompt
 
 
 # --- cancel -------------------------------------------------------------------------------------------------------
 
 
-def interrupted(server: ComfyServer, prompt: Prompt, target: str, after: int) -> tuple[Run, float]:
-    """Interrupts at progress event number `after` of a node; also the share of the node's work reported after it."""
+def cancelled(server: ComfyServer, prompt: Prompt, target: str, after: float) -> tuple[Run, float]:
+    """Cancels once a node has reported more than a share of its work; also the share that it reported last."""
+    share = 0.0
     with server.events() as events:
         run = Run(server.submit(prompt, events.client))
-        seen = list[float]()
         for event in events.of(run.prompt_id):
             run.events.append(event)
-            if event["type"] == "progress" and event["data"]["node"] == target:
-                seen.append(event["data"]["value"] / event["data"]["max"])
-                if len(seen) == after:
-                    server.interrupt()
-    return run, seen[-1] - seen[after - 1]
+            data = event["data"]
+            if event["type"] == "progress" and data["node"] == target:
+                share = data["value"] / data["max"]
+            if (event["type"], data.get("node")) in (("executing", target), ("progress", target)) and share >= after:
+                server.interrupt()
+    return run, share
 
 
-@pytest.mark.parametrize("target", ["encode", "unet", "decode"])
+@pytest.mark.parametrize("target", STAGES)
 def test_interrupt_stops_within_one_tile(server, target):
-    prompt = limited(server, fresh(five("hippo.png")), "slow", ROOM, 0.3)
-    prompt[target]["inputs"]["tile"] = 256  # 12 tiles, and on a CPU an event for every layer of each
-    run, more = interrupted(server, prompt, target, 2)
+    prompt = altered(server, fresh(five("hippo.png")), "ProbeWait", stage=target, calls=2)
+    prompt[target]["inputs"]["tile"] = 256
+    tiles = 12
+    run, share = cancelled(server, prompt, target, 2 / tiles)
     assert run.ending == "execution_interrupted"
     assert run.data("execution_interrupted")[0]["node_type"] == prompt[target]["class_type"]
-    assert more < 1.01 / 12
+    assert share <= 3 / tiles
     succeed(server, fresh(five()))
 
 
-def test_interrupt_stops_the_beginners_node_between_stages(server):
-    prompt = limited(server, one(t=0.123), "slow-one", ROOM, 0.3)
-    run, more = interrupted(server, prompt, "upscale", 1)
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupt_stops_the_beginners_node_in_the_stage_at_work(server, stage):
+    before = STAGES.index(stage)
+    run, share = cancelled(
+        server, altered(server, one(), "ProbeWait", stage=stage, calls=0), "upscale", before / len(STAGES)
+    )
     assert run.ending == "execution_interrupted"
-    assert more < 0.9
-    succeed(server, prompt)
+    assert share <= (before + 1) / len(STAGES), "no later stage began"
+    assert "save" not in run.executed
+    succeed(server, one(t=0.123))
 
 
 def test_progress_rises_to_its_end_with_every_tile(server):
@@ -83,14 +89,14 @@ def test_memory_that_runs_out_at_large_tiles_only(server, graph):
     (whole,) = saved(server, graph("hippo.png"), [source, 0])
     warning = "Out of memory with the picture untiled: trying again"
     before = server.log.count(warning)
-    (tiled,) = saved(server, limited(server, graph("hippo.png"), "short", 700 * 700), [source, 0])
+    (tiled,) = saved(server, altered(server, graph("hippo.png"), "ProbeLimit", pixels=700 * 700), [source, 0])
     assert server.log.count(warning) == before + 3, "encode, UNet, decode"
     np.testing.assert_allclose(tiled, whole, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("graph", [five, one])
 def test_memory_that_runs_out_at_every_tile(server, graph):
-    message = refusal(server, limited(server, graph("hippo.png"), "none", 0))
+    message = refusal(server, altered(server, graph("hippo.png"), "ProbeLimit", pixels=0))
     assert message.startswith("Out of memory even with tiles of 32 cells")
     assert "choose a smaller scale" in message
     assert "\n" not in message
@@ -145,21 +151,14 @@ def test_prompts_in_a_row_leave_no_memory_behind(server):
 
 
 def test_mixed_prompts_leave_no_memory_behind_and_free_gives_it_back(server):
-    def turn(i: int) -> None:
-        checkpoint = "tiny-sd.safetensors" if i % 3 else TINY
-        prompt = fresh(five(checkpoint=checkpoint, t=i % 5 / 4)) if i % 2 else one(checkpoint=checkpoint, t=i % 7 / 6)
-        succeed(server, prompt)
-
     for i in range(12):
-        turn(i)
-    server.post("/free", {"unload_models": True, "free_memory": True})
-    succeed(server, fresh(five()))
+        succeed(server, mixed(i))
+    free(server)
     before = server.get("/probe")["resident"]
     for i in range(MIXED):
-        turn(i)
+        succeed(server, mixed(i))
     after = server.get("/probe")["resident"]
-    server.post("/free", {"unload_models": True, "free_memory": True})
-    succeed(server, fresh(five()))
+    free(server)
     freed = server.get("/probe")["resident"]
     assert after < 1.1 * before
     assert freed < 1.1 * before

@@ -67,7 +67,7 @@ def test_a_picture_of_less_than_a_latent_is_explained(server, kind):
     prompt["tiny"] = node(kind, pixels=["picture", 0], vae=["load", 1], **further[kind])
     prompt["decode"]["inputs"]["latent"] = ["tiny", 0]
     message = refusal(server, prompt)
-    assert "this VAE makes one latent of 8x8: connect a larger picture, or TimeAwareEncode" in message
+    assert "this VAE makes one latent of 8x8: connect a larger picture, or Time-Aware Encode" in message
 
 
 def test_vae_save_writes_a_file_with_the_weights(server):

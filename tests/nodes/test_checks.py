@@ -140,7 +140,7 @@ def test_latents_of_another_shape_are_refused(checks, shape):
 @pytest.mark.parametrize(("height", "width"), [(7, 8), (8, 7)])
 def test_latents_that_the_unet_cannot_halve_are_refused(checks, height, width):
     checks.check_samples(torch.zeros(1, 4, height, width), 4)
-    with pytest.raises(ValueError, match="multiples of 2; connect TimeAwareEncode, which pads them") as refusal:
+    with pytest.raises(ValueError, match="multiples of 2; connect Time-Aware Encode, which pads them") as refusal:
         checks.check_samples(torch.zeros(1, 4, height, width), 4, alignment=2)
     assert f"latent is {width}x{height}" in sentence(refusal)
 

@@ -148,3 +148,11 @@ def test_a_translation_keeps_the_numbers_and_is_in_its_language(node: str, langu
 @EACH_LANGUAGE
 def test_no_locale_text_holds_what_the_frontend_reads_as_a_message_format(language: str):
     assert not [text for text in strings(locale(language)) if re.search(r"[{}|@]", text)]
+
+
+@EACH_LANGUAGE
+def test_pages_and_locales_name_nodes_as_the_canvas_does(language: str):
+    """Ids of nodes are for prompts; a user sees display names."""
+    ids = re.compile(rf"\b(?:{'|'.join(SCHEMAS)}|(?:Load|Join)Image\w*|VAE[A-Z][a-z]\w*)(?![A-Za-z])")
+    texts = [*strings(locale(language)), *(page(node, language) for node in SCHEMAS)]
+    assert [found[0] for text in texts for found in ids.finditer(text)] == []

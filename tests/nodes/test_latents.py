@@ -148,7 +148,7 @@ def test_samples_without_a_trace_of_the_border_are_refused(latents, origin, read
 @pytest.mark.parametrize("batch", [2, 3])
 def test_another_checkpoints_latent_is_refused(latents, origin, read, batch):
     latent = {**latents.make_latent(samples(), origin), "samples": samples(batch)}
-    with pytest.raises(ValueError, match=r"^latent was made by .*: connect both to the same LoadCTSR") as refusal:
+    with pytest.raises(ValueError, match=r"^latent was made by .*: connect both to the same Load CTSR") as refusal:
         read(latent, "other.safetensors")
     assert MODEL in str(refusal.value)
     assert "other.safetensors" in str(refusal.value)

@@ -1,9 +1,9 @@
 """The ComfyUI pack: thin V3 shells round `ctsr`.
 
 `host` alone imports `comfy`, for its memory management; `checks`, `values`, `latents`, `masks`, `steady`, `target` and
-`frames` know nothing of the host; `checkpoints`, `inputs`, `room`, `progress` and `extension` are what the nodes share;
-every other file is one node. `ctsr`, and diffusers with it, is imported at the first execution, not when the host
-starts.
+`frames` know nothing of the host; `checkpoints`, `inputs`, `room`, `progress`, `steps` and `extension` are what the
+nodes share; every other file is one node. `ctsr`, and diffusers with it, is imported at the first execution, not when
+the host starts.
 """
 
 from __future__ import annotations

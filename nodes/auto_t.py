@@ -10,9 +10,9 @@ from torch import Tensor
 
 from . import host
 from .checks import split_image
-from .decode import model_for
 from .inputs import Ends, schema
 from .progress import Work, working
+from .steps import bring_in, model_for
 from .values import HostEndpoints
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def choose(rgb: Tensor, endpoints: HostEndpoints | None, vae: host.CTSRVAE | Non
             f"endpoints are of {count} pictures, but image has {len(rgb)}: connect those they were made of."
         )
     model = model_for(vae, endpoints)
-    work.memory = host.load(model, "decode", *endpoints.origin.size, 0)
+    bring_in(model, "decode", endpoints.origin.size, 0, work)
     return [
         model.pipeline.choose_t(picture.cpu(), endpoints.row(number).ends)
         for number, picture in enumerate(rgb.split(1))

@@ -11,11 +11,11 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from . import host
-from .checks import check_choice, whole
-from .decode import decode, describe, model_for
-from .inputs import COLOR_FIXES, LARGEST_TILE, Ends, color_fix_input, dial_input, schema, tile_input
+from .checks import check_choice
+from .inputs import COLOR_FIXES, Ends, color_fix_input, dial_input, schema, tile_input
 from .progress import Work, working
 from .room import check_batch
+from .steps import decode, decode_each, model_for, tile_side
 from .tradeoff import masked
 from .values import HostEndpoints
 
@@ -46,6 +46,7 @@ class CTSRDial(io.ComfyNode):
             node_id="CTSRDial",
             display_name="Live Dial (CTSR)",
             search_aliases=["live t", "realism fidelity", "preview", "paint t"],
+            has_intermediate_output=True,
             description="The dial on a picture: drag t and see it change at once, paint where it shall be faithful. "
             "After the first run no further one is needed to look; the next run gives the picture that was chosen.",
             inputs=[
@@ -74,20 +75,17 @@ class CTSRDial(io.ComfyNode):
 
         check_dial("t", t)
         check_choice("color_fix", color_fix, COLOR_FIXES)
-        model, tile = model_for(vae, endpoints), whole("tile", tile, 0, LARGEST_TILE)
+        model, tile = model_for(vae, endpoints), tile_side(tile)
         count = len(endpoints.ends.z0)
         check_batch(count, endpoints.origin.size)
         dials = painted_dials(endpoints, t, painted)
-        images = host.Batch(count)
+        rows = map(endpoints.row, range(count))
+        latents = ((row.latent_at(dials[i % len(dials)]), row.origin) for i, row in enumerate(rows))
         with working(count + 2, ["decode"]) as work:
-            for i in range(count):
-                row = endpoints.row(i)
-                z = row.latent_at(dials[i % len(dials)])
-                images.add(decode(model, z, row.origin, tile, color_fix, work, i))
+            images = decode_each(model, latents, count, tile, color_fix, work)
             files = shown(cls, model, endpoints, tile, color_fix, work, count)
-            work.result = describe(images.result())
-        told = {**files, "exact": save(cls, images.result()[:1]), "t": t, "painted": painted}
-        return io.NodeOutput(images.result(), float(t), ui={"ctsr_dial": [told]})
+        told = {**files, "exact": save(cls, images[:1]), "t": t, "painted": painted}
+        return io.NodeOutput(images, float(t), ui={"ctsr_dial": [told]})
 
 
 def painted_dials(endpoints: HostEndpoints, t: float, painted: str) -> list[float | Tensor]:

@@ -7,12 +7,12 @@ from torch import Tensor
 
 from . import host
 from .checks import split_image, whole
-from .inputs import LARGEST_TILE, even_input, hdr_input, model_input, scale_input, schema, tile_input
+from .inputs import even_input, hdr_input, model_input, scale_input, schema, tile_input
 from .latents import make_latent
-from .progress import Work, working
+from .progress import working
 from .room import check_graph
+from .steps import encode, tile_side
 from .target import LARGEST_SIDE, Target
-from .values import Origin
 
 DEFAULT_TIMESTEP = -1
 LAST_TIMESTEP = 999
@@ -75,7 +75,7 @@ class TimeAwareEncode(io.ComfyNode):
     ) -> io.NodeOutput:
         timestep = whole("timestep", timestep, DEFAULT_TIMESTEP, LAST_TIMESTEP)
         seed = whole("seed", seed, 0, LARGEST_SEED)
-        tile = whole("tile", tile, 0, LARGEST_TILE)
+        tile = tile_side(tile)
         rgb, alpha = split_image(image, hdr)
         by = "width and height" if width or height else "scale"
         target = Target(by, scale, width, height, even_sides=even_sides)
@@ -86,33 +86,3 @@ class TimeAwareEncode(io.ComfyNode):
             samples, origin = encode(model, rgb, alpha, size, own, seed, tile, work)
             work.result = f"for {size[1]}x{size[0]}"
             return io.NodeOutput(make_latent(samples, origin))
-
-
-def encode(
-    model: host.HostModel,
-    rgb: Tensor,
-    alpha: Tensor | None,
-    size: tuple[int, int],
-    timestep: int | None,
-    seed: int,
-    tile: int,
-    work: Work,
-    first: int = 0,
-) -> tuple[Tensor, Origin]:
-    """Unscaled latents [B, C, h, w] of pictures [B, 3, h, w], and where they come from.
-
-    `first` is the number of the first picture in the work, `timestep` None the checkpoint's own.
-    """
-    from ..ctsr.runtime.offload import check_tile
-
-    check_tile(tile, None)
-    pipe = model.pipeline
-    work.memory = max(work.memory, host.load(model, "encode", *size, tile))
-    passes: list[host.Batch] = []
-    for i in range(len(rgb)):
-        latents = pipe.encode_unscaled(rgb[i : i + 1], *size, timestep, tile=tile, callback=work.picture(first + i))
-        passes = passes or [host.Batch(len(rgb)) for _ in latents]
-        for batch, z in zip(passes, latents, strict=True):
-            batch.add(z)
-    samples, *second = (batch.result() for batch in passes)
-    return samples, Origin(model.model_id, size, rgb, alpha, timestep, seed, second[0] if second else None)

@@ -43,4 +43,5 @@ def check_graph(model: host.HostModel, count: int, size: tuple[int, int]) -> Non
     """As `check_batch`, with all that a graph of single nodes keeps of `count` pictures until it ends."""
     cells = size[0] * size[1] / model.pipeline.vae_scale_factor**2
     has_kappa = model.pipeline.unet.config["out_channels"] == 3 * model.latent_channels
-    check_batch(count, size, (LATENTS_IN_A_GRAPH + has_kappa) * 4 * cells * model.latent_channels)
+    latent = host.intermediate_dtype().itemsize * cells * model.latent_channels
+    check_batch(count, size, (LATENTS_IN_A_GRAPH + has_kappa) * latent)

@@ -7,10 +7,10 @@ from comfy_api.latest import io
 
 from . import host
 from .checks import check_choice, whole
-from .decode import decode, describe, model_for
-from .inputs import COLOR_FIXES, LARGEST_TILE, Ends, color_fix_input, schema, tile_input
+from .inputs import COLOR_FIXES, Ends, color_fix_input, schema, tile_input
 from .progress import working
 from .room import check_batch
+from .steps import decode, describe, model_for, tile_side
 from .values import HostEndpoints
 
 MOST = 21
@@ -50,7 +50,7 @@ class CTSRSweep(io.ComfyNode):
     def execute(
         cls, vae: host.CTSRVAE, endpoints: HostEndpoints, count: int, tile: int, color_fix: str
     ) -> io.NodeOutput:
-        count, tile = whole("count", count, 2, MOST), whole("tile", tile, 0, LARGEST_TILE)
+        count, tile = whole("count", count, 2, MOST), tile_side(tile)
         check_choice("color_fix", color_fix, COLOR_FIXES)
         model, origin = model_for(vae, endpoints), endpoints.origin
         dials = [round(i / (count - 1), 2) for i in range(count)]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from comfy_api.latest import io
-from torch import Tensor
 
 from . import host
-from .checks import whole
-from .inputs import LARGEST_TILE, Ends, model_input, schema, tile_input
+from .inputs import Ends, model_input, schema, tile_input
 from .latents import receive
-from .progress import Work, working
-from .values import HostEndpoints, Origin
+from .progress import working
+from .steps import restore, tile_side
 
 
 class OneStepSRUNet(io.ComfyNode):
@@ -37,41 +34,7 @@ class OneStepSRUNet(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: host.HostModel, latent: dict[str, Any], tile: int) -> io.NodeOutput:
-        tile = whole("tile", tile, 0, LARGEST_TILE)
+        tile = tile_side(tile)
         with working(len(latent["samples"]), ["unet"]) as work:
             samples, origin = receive(model, latent, work, model.pipeline.pad_multiple)
             return io.NodeOutput(restore(model, samples, origin, tile, work))
-
-
-def restore(
-    model: host.HostModel, samples: Tensor, origin: Origin, tile: int, work: Work, first: int = 0
-) -> HostEndpoints:
-    """Endpoints of unscaled latents [B, C, h, w], whose first is number `first` in the work.
-
-    Raises:
-        ValueError: the checkpoint takes two encodes and the latent brings one.
-    """
-    from ..ctsr.families import Endpoints
-    from ..ctsr.runtime.offload import check_tile
-
-    check_tile(tile, None)
-    pipe = model.pipeline
-    encodes = [samples] if origin.second is None else [samples, origin.second]
-    needed = len(pipe.family.encoder_timesteps) if origin.timestep is None else 1
-    if len(encodes) != needed:
-        raise ValueError(
-            f"{model.model_id} takes {needed} encodes of a picture, but latent brings {len(encodes)}: connect "
-            "Time-Aware Encode directly."
-        )
-    height, width = (side * pipe.vae_scale_factor for side in samples.shape[-2:])
-    work.memory = max(work.memory, host.load(model, "unet", height, width, tile))
-    parts: dict[str, host.Batch] = {}
-    for i in range(len(samples)):
-        latents = [z[i : i + 1].float() * pipe.scaling_factor for z in encodes]
-        noise = torch.Generator().manual_seed(origin.seed)
-        ends = pipe.endpoints(latents, origin.timestep, generator=noise, tile=tile, callback=work.picture(first + i))
-        for name, value in (("z0", ends.z0), ("delta", ends.delta), ("kappa", ends.kappa)):
-            if value is not None:
-                parts.setdefault(name, host.Batch(len(samples), torch.float32)).add(value)
-    batches = {name: batch.result() for name, batch in parts.items()}
-    return HostEndpoints(Endpoints(**batches), pipe.scaling_factor, pipe.vae_scale_factor, origin)

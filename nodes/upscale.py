@@ -6,12 +6,9 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import check_choice, check_number, split_image, whole
-from .decode import decode, describe
-from .encode import encode
+from .checks import check_choice, check_number, split_image
 from .inputs import (
     COLOR_FIXES,
-    LARGEST_TILE,
     MOST_STEADY,
     color_fix_input,
     dial_input,
@@ -27,8 +24,8 @@ from .inputs import (
 from .progress import Work, working
 from .room import check_batch
 from .steady import Steadier
+from .steps import decode, describe, encode, restore, tile_side
 from .target import Target
-from .unet import restore
 
 STAGES = ["encode", "unet", "decode"]
 
@@ -41,6 +38,7 @@ class CTSRUpscale(io.ComfyNode):
         return schema(
             node_id="CTSRUpscale",
             display_name="Upscale & Restore (CTSR Super Resolution)",
+            essentials_category="Image Tools",
             search_aliases=[
                 "super resolution",
                 "restore",
@@ -122,14 +120,14 @@ class Upscaler:
         check_choice("color_fix", color_fix, COLOR_FIXES)
         check_number("steady", steady, 0, MOST_STEADY)
         self.model, self.size, self.t, self.color_fix = model, size, t, color_fix
-        self.tile = whole("tile", tile, 0, LARGEST_TILE)
+        self.tile = tile_side(tile)
         self.steadier = Steadier(steady, size, model.pipeline.vae_scale_factor)
 
     def __call__(self, rgb: Tensor, alpha: Tensor | None, work: Work, number: int) -> Tensor:
         """IMAGE [1, H, W, 3 or 4] of one picture [1, 3, h, w] in [0, 1], number `number` of the work."""
         samples, origin = encode(self.model, rgb, alpha, self.size, None, 0, self.tile, work, number)
         ends = restore(self.model, samples, origin, self.tile, work, number)
-        z, seen = self.steadier(ends.latent_at(self.t), rgb.float())
+        z, seen = self.steadier(ends.row(0).latent_at(self.t), rgb.float())
         del samples, ends  # a gigabyte at 8K
         origin = origin.seeing(seen)
         return decode(self.model, z, origin, self.tile, self.color_fix, work, number)

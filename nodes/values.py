@@ -53,7 +53,7 @@ class HostEndpoints:
     """CTSR_ENDPOINTS: the ends of the dial on the host's intermediate device.
 
     Attributes:
-        ends: each [B, C, h, w], scaled, fp32.
+        ends: each [B, C, h, w], scaled, in the host's number format for what travels between nodes.
         scaling_factor: s; a LATENT holds z / s.
         vae_scale_factor: pixels a latent on each side.
         origin: of the latent.
@@ -71,7 +71,8 @@ class HostEndpoints:
         return blend(self.ends, t) / self.scaling_factor
 
     def row(self, number: int) -> HostEndpoints:
-        """That of one picture of the batch."""
+        """That of one picture of the batch, in fp32."""
         z0, delta, kappa = self.ends.z0, self.ends.delta, self.ends.kappa
-        rows = (None if x is None else x[number : number + 1] for x in (delta, kappa))
-        return replace(self, ends=type(self.ends)(z0[number : number + 1], *rows), origin=self.origin.row(number))
+        rows = (None if x is None else x[number : number + 1].float() for x in (delta, kappa))
+        ends = type(self.ends)(z0[number : number + 1].float(), *rows)
+        return replace(self, ends=ends, origin=self.origin.row(number))

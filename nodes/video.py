@@ -38,6 +38,7 @@ class CTSRUpscaleVideo(io.ComfyNode):
         return schema(
             node_id="CTSRUpscaleVideo",
             display_name="Upscale Video (CTSR Super Resolution)",
+            essentials_category="Video Tools",
             search_aliases=["video super resolution", "enlarge video", "restore video", "upscale frames"],
             description="Enlarges a video frame by frame, however long it is: a frame at a time is in memory. Sound "
             "and the times of the frames stay; still parts are kept still.",

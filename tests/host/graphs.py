@@ -134,6 +134,11 @@ def free(server: ComfyServer) -> None:
     succeed(server, fresh(five()))
 
 
+def throttles(server: ComfyServer) -> bool:
+    """Whether the host passes on ten steps of a progress bar a second at most, as newer ones do."""
+    return "PROGRESS_THROTTLE" in (server.host.path / "comfy" / "utils.py").read_text(encoding="utf-8")
+
+
 def picture_of(server: ComfyServer, run: Run) -> Path:
     """The file that a prompt saved."""
     return server.output(run.outputs["save"]["images"][0])

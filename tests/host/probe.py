@@ -11,6 +11,7 @@ import importlib
 import itertools
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,17 @@ async def state(_request: web.Request) -> web.Response:
             "models": sum(type(x).__name__ == name and hasattr(x, "model_id") for x in gc.get_objects()),
         }
     )
+
+
+at_rest = threading.Event()
+"""Set while no network waits for a cancel."""
+at_rest.set()
+
+
+@PromptServer.instance.routes.get("/probe/waiting")
+async def waits(_request: web.Request) -> web.Response:
+    """Whether a network of `ProbeWait` waits for a cancel."""
+    return web.json_response(not at_rest.is_set())
 
 
 class AnyType(str):
@@ -172,8 +184,10 @@ def waiting(call: Callable[..., Any], calls: int) -> Callable[..., Any]:
     def run(*args: Any, **options: Any) -> Any:
         if next(done) >= calls:
             deadline = time.monotonic() + CANCEL_SECONDS
+            at_rest.clear()
             while not mm.processing_interrupted() and time.monotonic() < deadline:
                 time.sleep(0.01)
+            at_rest.set()
         return call(*args, **options)
 
     return run

@@ -4,6 +4,7 @@ import base64
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.host.graphs import MINI, five, node, picture_of, put, refusal, succeed
@@ -106,6 +107,16 @@ def test_the_live_dial_gives_the_picture_at_t_and_both_ends_for_the_page(server)
     plain = five(t=0.0)
     plain["decode"]["inputs"]["color_fix"] = "none"
     assert np.abs(np.asarray(Image.open(picture_of(server, succeed(server, plain)))).astype(int) - realistic).max() <= 1
+
+
+def test_a_page_that_is_loaded_again_is_told_what_the_dial_shows(server):
+    if "has_intermediate_output" not in server.get("/object_info/CTSRDial")["CTSRDial"]:
+        pytest.skip("this host keeps what output nodes show, and of no others")
+    first = succeed(server, dial_prompt(0.25))
+    again = succeed(server, dial_prompt(0.25))
+    assert again.executed == []
+    assert again.outputs["live"] == first.outputs["live"]
+    assert "live" in {data["node"] for data in again.data("executed")}
 
 
 def test_a_painting_that_is_none_is_one_sentence(server):

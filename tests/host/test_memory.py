@@ -2,13 +2,28 @@
 
 import secrets
 import shutil
+import time
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.comfyui import ComfyServer, Run
-from tests.host.graphs import SMALL, TINY, Prompt, five, free, fresh, mixed, node, one, refusal, saved, succeed
+from tests.host.graphs import (
+    SMALL,
+    TINY,
+    Prompt,
+    five,
+    free,
+    fresh,
+    mixed,
+    node,
+    one,
+    refusal,
+    saved,
+    succeed,
+    throttles,
+)
 
 MIXED = 40
 """Prompts in a row; `python -m benchmarks.comfyui mixed` queues 200."""
@@ -29,19 +44,16 @@ def altered(server: ComfyServer, prompt: Prompt, probe: str, **inputs: Any) -> P
 # --- cancel -------------------------------------------------------------------------------------------------------
 
 
-def cancelled(server: ComfyServer, prompt: Prompt, target: str, after: float) -> tuple[Run, float]:
-    """Cancels once a node has reported more than a share of its work; also the share that it reported last."""
-    share = 0.0
+def cancelled(server: ComfyServer, prompt: Prompt, target: str) -> tuple[Run, float]:
+    """Cancels when a network waits for it; also the share of its work that a node reported last."""
     with server.events() as events:
         run = Run(server.submit(prompt, events.client))
-        for event in events.of(run.prompt_id):
-            run.events.append(event)
-            data = event["data"]
-            if event["type"] == "progress" and data["node"] == target:
-                share = data["value"] / data["max"]
-            if (event["type"], data.get("node")) in (("executing", target), ("progress", target)) and share >= after:
-                server.interrupt()
-    return run, share
+        while not server.get("/probe/waiting"):
+            time.sleep(0.01)
+        server.interrupt()
+        run.events.extend(events.of(run.prompt_id))
+    reports = [data["value"] / data["max"] for data in run.data("progress") if data["node"] == target]
+    return run, max(reports, default=0.0)
 
 
 @pytest.mark.parametrize("target", STAGES)
@@ -49,7 +61,7 @@ def test_interrupt_stops_within_one_tile(server, target):
     prompt = altered(server, fresh(five("hippo.png")), "ProbeWait", stage=target, calls=2)
     prompt[target]["inputs"]["tile"] = 256
     tiles = 12
-    run, share = cancelled(server, prompt, target, 2 / tiles)
+    run, share = cancelled(server, prompt, target)
     assert run.ending == "execution_interrupted"
     assert run.data("execution_interrupted")[0]["node_type"] == prompt[target]["class_type"]
     assert share <= 3 / tiles
@@ -59,9 +71,7 @@ def test_interrupt_stops_within_one_tile(server, target):
 @pytest.mark.parametrize("stage", STAGES)
 def test_interrupt_stops_the_beginners_node_in_the_stage_at_work(server, stage):
     before = STAGES.index(stage)
-    run, share = cancelled(
-        server, altered(server, one(), "ProbeWait", stage=stage, calls=0), "upscale", before / len(STAGES)
-    )
+    run, share = cancelled(server, altered(server, one(), "ProbeWait", stage=stage, calls=0), "upscale")
     assert run.ending == "execution_interrupted"
     assert share <= (before + 1) / len(STAGES), "no later stage began"
     assert "save" not in run.executed
@@ -75,7 +85,7 @@ def test_progress_rises_to_its_end_with_every_tile(server):
     run = succeed(server, prompt)
     for target in ("encode", "unet", "decode"):
         values = [data["value"] / data["max"] for data in run.data("progress") if data["node"] == target]
-        assert len(values) >= 12  # tiles, and on a CPU the layers of each
+        assert len(values) >= (2 if throttles(server) else 12)  # tiles, and on a CPU the layers of each
         assert values == sorted(set(values))
         assert values[-1] == 1
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from tests.host.graphs import TINY, five, fresh, node, put, refusal, saved, succeed
+from tests.host.graphs import TINY, five, fresh, node, put, refusal, saved, succeed, throttles
 
 
 def with_host_decodes(prompt):
@@ -32,7 +32,8 @@ def test_vae_decode_tiled_takes_our_tiles_which_leave_no_seams(server, checkpoin
     assert tiled.shape == ours.shape == (1, 480, 640, 3)
     np.testing.assert_allclose(tiled, ours, atol=2e-5 if checkpoint == TINY else 2e-2, rtol=0)
     run = succeed(server, fresh({**prompt, "save": node("PreviewImage", images=["tiled", 0])}))
-    assert len({data["value"] for data in run.data("progress") if data["node"] == "tiled"}) >= 6, "it was tiled"
+    steps = {data["value"] for data in run.data("progress") if data["node"] == "tiled"}
+    assert len(steps) >= (2 if throttles(server) else 6), "it was tiled"
 
 
 def test_vae_encode_tiled_is_the_untiled_encode(server):

@@ -17,7 +17,7 @@ from .values import HostEndpoints, Origin
 
 if TYPE_CHECKING:
     from ..ctsr.images.color_fix import ColorFix
-    from ..ctsr.tiling.networks import Stage
+    from ..ctsr.tiling.network import Stage
 
 
 def tile_side(tile: float) -> int:

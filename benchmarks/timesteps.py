@@ -19,6 +19,7 @@ from torch import Tensor
 from ctsr import CTSRPipeline
 from ctsr.assess.windows import luma
 from ctsr.images.inputs import from_pil
+from training.stages.stage import psnr_y
 
 TIMESTEPS = (0, 250, 500, 750, 999)
 
@@ -29,14 +30,9 @@ def gradient(picture: Tensor) -> float:
     return float(grey.diff(dim=-1).abs().mean() + grey.diff(dim=-2).abs().mean())
 
 
-def psnr(result: Tensor, ground_truth: Tensor) -> float:
-    """dB on luma, in [0, 1]."""
-    return float(-10 * (luma(result) - luma(ground_truth)).square().mean().log10())
-
-
-def restored(pipeline: CTSRPipeline, lr: Tensor, t: float, timestep: int, folded: bool) -> Tensor:
-    """The result in [0, 1] with the UNet, and unless folded the encoder, told this timestep."""
-    size = 4 * lr.shape[2], 4 * lr.shape[3]
+def restored(pipeline: CTSRPipeline, lr: Tensor, hr: Tensor, t: float, timestep: int, folded: bool) -> Tensor:
+    """The result, as large as `hr`, with the UNet, and unless folded the encoder, told this timestep; in [0, 1]."""
+    size = (hr.shape[2], hr.shape[3])
     encoded = pipeline.encode(lr, *size, None if folded else timestep)
     ends = pipeline.endpoints(encoded.latents, timestep)
     return pipeline.decode(pipeline.blend(ends, t), size)
@@ -59,8 +55,8 @@ def main(
         ]
         for timestep in TIMESTEPS:
             for folded in (False, True):
-                results = [(restored(pipeline, lr, t, timestep, folded), hr) for lr, hr in pairs]
-                quality = fmean(psnr(result, hr) for result, hr in results)
+                results = [(restored(pipeline, lr, hr, t, timestep, folded), hr) for lr, hr in pairs]
+                quality = fmean(psnr_y(2 * result - 1, 2 * hr - 1) for result, hr in results)
                 acutance = fmean(gradient(result) / gradient(hr) for result, hr in results)
                 row = f"{folder.name:12s} {timestep:4d} encoder {'folded' if folded else 'told':6s}"
                 print(f"{row} {quality:6.2f} dB  acutance {acutance:.3f}")

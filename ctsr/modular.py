@@ -164,7 +164,7 @@ class BlendStep(CTSRStep):
         blended: list[torch.Tensor] = []
         for ends, encoded, dial in zip(state.endpoints, state.encoded, dials, strict=True):
             if dial is None:  # t="auto"
-                choice = pipe.choose_t(encoded.reference, ends)
+                choice = pipe.choose_t(encoded.reference, ends, encoded.size)
                 dial = choice.t if choice.t_map is None else choice.t_map
             if isinstance(dial, torch.Tensor):
                 dial = pipe.map_over(dial, ends, encoded.size)

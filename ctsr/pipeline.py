@@ -47,7 +47,7 @@ from .models.unet_mini2 import TimeConditionedUNetMini2
 from .runtime.noise import Noise, noise_sources
 from .runtime.planning import PlannedPipeline
 from .runtime.prompts import PromptMixin
-from .runtime.step_end import TENSOR_INPUTS, StepEnd, end_step, wanted_tensors
+from .runtime.step_end import TENSOR_INPUTS, StepEnd, step_end_of
 from .runtime.user_lora import UserLoraMixin
 from .tiling import networks, tiled
 from .tiling.tiled import Progress as Progress
@@ -419,8 +419,7 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
         noise = noise_sources(generator, len(pictures), num_images_per_prompt)
         self._check_conditions(timestep, noise)
         prompts = self._prompts(prompt, prompt_embeds, len(pictures))
-        wanted = wanted_tensors(callback_on_step_end, callback_on_step_end_tensor_inputs)
-        step_end = None if callback_on_step_end is None else partial(end_step, callback_on_step_end, wanted, self)
+        step_end = step_end_of(callback_on_step_end, callback_on_step_end_tensor_inputs, self)
         tiling: Tiling = {"tile": tile or self.default_tile, "tile_overlap": tile_overlap, "callback": callback}
         sweep = partial(
             self.sweep,
@@ -435,7 +434,7 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
         each = zip(pictures, sizes, dials, prompts, noise, profiles_of(image), strict=True)
         for picture, size, dial, embeds, sources, profile in each:
             for source in sources:
-                chosen = [dial if dial is not None else self._chooser(picture, choices)]
+                chosen = [dial if dial is not None else self._chooser(picture, size, choices)]
                 (result,) = sweep(picture, size, chosen, prompt_embeds=embeds, generator=source)
                 results.append(as_pil(result, profile) if output_type == "pil" else result)
         images = as_output(results, output_type)
@@ -489,12 +488,13 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
             yield self.decode_unscaled(z.float() / self.scaling_factor, size, image, fix, **tiling) if decode else z
 
     @torch.no_grad()
-    def choose_t(self, image: Tensor, endpoints: Endpoints) -> Choice:
+    def choose_t(self, image: Tensor, endpoints: Endpoints, size: tuple[int, int]) -> Choice:
         """Automatic t for a picture: what t, why, and a map where some places need more of it.
 
         Args:
             image: the input, [1, 3, h, w] in [0, 1].
             endpoints: of its result.
+            size: height and width of the result.
         """
         choice, image = choose_t(image), image.float()
         if endpoints.delta is None:
@@ -511,13 +511,13 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
             realistic, faithful = (self.decode(self.blend(part, t))[inside] for t in (0.0, 1.0))
             return realistic, faithful
 
-        return check_places(image, choice, traits(image).noise, delta, f, both_ends)
+        return check_places(image, choice, traits(image).noise, delta, f, size, both_ends)
 
-    def _chooser(self, image: Tensor, choices: list[Choice]) -> Chooser:
-        """What `sweep` asks for an automatic t; the choice is added to `choices`."""
+    def _chooser(self, image: Tensor, size: tuple[int, int], choices: list[Choice]) -> Chooser:
+        """What `sweep` asks for an automatic t of a result of that size; the choice is added to `choices`."""
 
         def choose(endpoints: Endpoints) -> float | Tensor:
-            choice = self.choose_t(image, endpoints)
+            choice = self.choose_t(image, endpoints, size)
             choices.append(choice)
             logger.info("%s", "; ".join(choice.reasons))
             return choice.t if choice.t_map is None else choice.t_map

@@ -79,17 +79,16 @@ def choose(rgb: Tensor, endpoints: HostEndpoints | None, vae: host.CTSRVAE | Non
     model = model_for(vae, endpoints)
     bring_in(model, "decode", endpoints.origin.size, 0, work)
     return [
-        model.pipeline.choose_t(picture.cpu(), endpoints.row(number).ends)
+        model.pipeline.choose_t(picture.cpu(), endpoints.row(number).ends, endpoints.origin.size)
         for number, picture in enumerate(rgb.split(1))
     ]
 
 
 def maps(choices: list[Choice], endpoints: HostEndpoints | None, rgb: Tensor) -> Tensor:
     """MASK [B, h, w] of t, over the latents where there are endpoints, else over the pictures."""
-    cells = (rgb if endpoints is None else endpoints.ends.z0).shape[-2:]
-    each = [torch.full(cells, choice.t) if choice.t_map is None else choice.t_map.cpu() for choice in choices]
-    whole = torch.stack(each)
-    if endpoints is None:
-        return whole
-    height, width = (-(-side // endpoints.vae_scale_factor) for side in endpoints.origin.size)
-    return whole[:, :height, :width]  # without the padded border
+    height, width = rgb.shape[-2:]
+    if endpoints is not None:
+        height, width = (-(-side // endpoints.vae_scale_factor) for side in endpoints.origin.size)
+    each = (choice.t_map for choice in choices)
+    rows = zip(choices, each, strict=True)
+    return torch.stack([torch.full((height, width), choice.t) if x is None else x.cpu() for choice, x in rows])

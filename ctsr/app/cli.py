@@ -55,9 +55,10 @@ from .console import Bar, print_scores, report_errors, say, sum_up
 if TYPE_CHECKING:
     import torch
 
+    from ..images.formats import Encoding
     from .evaluate import Pair, Task
     from .finished import Finished
-    from .jobs import Job, Naming
+    from .jobs import Job
     from .run import Outcome
 
 app = typer.Typer(
@@ -138,7 +139,6 @@ def upscale_command(
     with report_errors(console), TemporaryDirectory() as folder:
         from .devices import parse_devices
         from .finished import Finished
-        from .jobs import Naming, check_encoding
         from .options import parse_t
         from .pipes import PIPE, give_output
 
@@ -147,8 +147,7 @@ def upscale_command(
         options = make_options(parse_t(t), wanted, tile, color_fix, strip_metadata, encoding)
         where = parse_devices(devices) * jobs
         found = Finished(make_model(model, precision, where[0]), options, overwrite)
-        planned = jobs_of(inputs, output, Naming(suffix, file_format and f".{file_format.value}"), Path(folder))
-        check_encoding(planned, encoding)
+        planned = jobs_of(inputs, output, suffix, file_format and f".{file_format.value}", encoding, Path(folder))
         if only_plan:
             print_plan(planned, found)
             return
@@ -362,15 +361,34 @@ app.command("hub-folder")(hub_folder_command)
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def jobs_of(inputs: Sequence[Path], output: str | None, naming: Naming, folder: Path) -> list[Job]:
-    """What is to be made of what; standard input and output go through files of `folder`."""
-    from .jobs import plan
+def jobs_of(
+    inputs: Sequence[Path],
+    output: str | None,
+    suffix: str | None,
+    form: str | None,
+    encoding: Encoding,
+    folder: Path,
+) -> list[Job]:
+    """What is to be made of what; standard input and output go through files of `folder`.
+
+    Args:
+        inputs, output: as the command line has them.
+        suffix, form: see `Naming`.
+        encoding: that every target must take.
+        folder: for temporary files.
+
+    Raises:
+        ValueError, CTSRError: what cannot be, or not with that encoding, in one sentence.
+    """
+    from .jobs import Naming, check_encoding, plan
     from .pipes import PIPE, output_file, take_input
 
+    naming = Naming(suffix, form)
     if output == PIPE:
-        target = output_file(inputs, naming.format or ".png", folder)
-        return plan(take_input(inputs, folder), str(target))
-    return plan(take_input(inputs, folder), output, naming)
+        output, naming = str(output_file(inputs, form or ".png", folder)), Naming()
+    jobs = plan(take_input(inputs, folder), output, naming)
+    check_encoding(jobs, encoding)
+    return jobs
 
 
 def print_plan(jobs: Sequence[Job], found: Finished) -> None:

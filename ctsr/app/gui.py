@@ -19,10 +19,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
+from ..assess.auto_t import Choice
 from ..assess.report import lines, report
 from ..errors import CTSRError
 from ..families import Endpoints
@@ -119,17 +120,20 @@ class Studio:
                 dial = pipe.map_over(t + (1 - t) * read_painted(painted), restored.ends, restored.size)
             return self.decode(restored.ends, dial, restored.size, restored.picture.rgb)
 
-    def choose(self, restored: Restored) -> tuple[float, str]:
-        """Automatic t and its reasons."""
+    def automatic(self, restored: Restored) -> tuple[Choice, Tensor]:
+        """Automatic t with its reasons, and the result at it, [1, 3, H, W] on the CPU."""
+        rgb, ends, size = restored.picture.rgb, restored.ends, restored.size
         with self.lock:
-            choice = self.model.pipeline.choose_t(restored.picture.rgb, restored.ends)
-        return choice.t, "\n".join(choice.reasons)
+            pipe = self.model.pipeline
+            choice = pipe.choose_t(rgb, ends, size)
+            dial = choice.t if choice.t_map is None else pipe.map_over(choice.t_map, ends, size)
+            return choice, self.decode(ends, dial, size, rgb)
 
     def report(self, restored: Restored, result: Tensor) -> str:
         """What a result changed of its picture, as text."""
         return "\n".join(lines(report(restored.picture.rgb, result, restored.faithful)))
 
-    def save(self, restored: Restored, result: Tensor, t: float) -> str:
+    def save(self, restored: Restored, result: Tensor, t: float | Literal["auto"]) -> str:
         """Writes a PNG with the original's metadata and our settings; the file."""
         target = Path(tempfile.mkdtemp(dir=self.folder)) / f"{Path(restored.name).stem}-ctsr.png"
         alpha = enlarged_alpha(restored.picture, *restored.size)
@@ -199,9 +203,9 @@ class Answers:
             if file is None:
                 raise ValueError("Drop a picture first.")
             restored = self.studio.restore(file, scale)
-            t, reasons = self.studio.choose(restored)
-            result = self.studio.result(restored, t, "")
-            return restored, t, reasons, stage(restored, result), self.studio.save(restored, result, t), ""
+            choice, result = self.studio.automatic(restored)
+            reasons, saved = "\n".join(choice.reasons), self.studio.save(restored, result, "auto")
+            return restored, choice.t, reasons, stage(restored, result), saved, ""
 
     def turn(self, restored: Restored | None, t: float, painted: str) -> tuple[Any, ...]:
         """The exact picture at another t."""

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images.tensors import resize
+from ..images.tensors import pad, resize
 from .auto_t import Choice
 from .camera import QUANTISATION
 from .windows import gaussian, local_mean, luma
@@ -39,22 +39,33 @@ NAMED = 3
 """Places that reasons name."""
 
 
-def check_places(picture: Tensor, choice: Choice, noise: float, delta: Tensor, factor: int, decode: Decode) -> Choice:
+def check_places(
+    picture: Tensor,
+    choice: Choice,
+    noise: float,
+    delta: Tensor,
+    factor: int,
+    size: tuple[int, int],
+    decode: Decode,
+) -> Choice:
     """The choice with t raised where the realistic end departs from the input.
 
     Args:
         picture: the input, [1, 3, h, w] in [0, 1].
         choice: for the whole picture.
         noise: the input's standard deviation.
-        delta: the way from the realistic to the faithful latents, [1, C, H / factor, W / factor].
+        delta: the way from the realistic to the faithful latents, [1, C, h, w] of at least the size of the result, as
+            padding makes them.
         factor: pixels of the result a latent.
+        size: height and width of the result.
         decode: gives both ends of a place.
     """
-    scale = delta.shape[-1] * factor / picture.shape[-1]
+    enlarged = pad(resize(luma(picture), *size), factor)
+    delta = delta[..., : enlarged.shape[-2] // factor, : enlarged.shape[-1] // factor]
+    scale = size[1] / picture.shape[-1]
     looked_at = where_to_look(delta, max(1, round(SIDE * scale / factor)))
     if not looked_at or choice.t >= 1:
         return choice
-    enlarged = resize(luma(picture), delta.shape[-2] * factor, delta.shape[-1] * factor)
     raised = list[tuple[Place, float]]()
     for place in looked_at:
         top, left, side = (factor * value for value in place)

@@ -1,6 +1,7 @@
 """`callback_on_step_end` as diffusers' pipelines call it; a picture has one step."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -11,8 +12,15 @@ StepEnd = Callable[[Any, int, int, dict[str, Any]], "dict[str, Any] | None"]
 TENSOR_INPUTS = ("latents",)
 
 
-def wanted_tensors(callback: StepEnd | None, names: Sequence[str]) -> Sequence[str]:
-    """Names of the tensors that a callback is given: as it says itself (diffusers' PipelineCallback), else `names`.
+def step_end_of(
+    callback: StepEnd | None, names: Sequence[str], pipeline: Any
+) -> Callable[[int, Tensor], Tensor] | None:
+    """A callback as a function of timestep and latents that gives the latents to go on with; None for none.
+
+    Args:
+        callback: that the user gave.
+        names: of the tensors that it is given, where it does not say itself (diffusers' PipelineCallback).
+        pipeline: that it is told.
 
     Raises:
         ValueError: a name of none that there is.
@@ -20,10 +28,10 @@ def wanted_tensors(callback: StepEnd | None, names: Sequence[str]) -> Sequence[s
     wanted = getattr(callback, "tensor_inputs", names)
     if unknown := [name for name in wanted if name not in TENSOR_INPUTS]:
         raise ValueError(f"callback_on_step_end_tensor_inputs may hold {', '.join(TENSOR_INPUTS)}, not {unknown[0]!r}.")
-    return wanted
+    return None if callback is None else partial(_end_step, callback, wanted, pipeline)
 
 
-def end_step(callback: StepEnd, names: Sequence[str], pipeline: Any, timestep: int, latents: Tensor) -> Tensor:
+def _end_step(callback: StepEnd, names: Sequence[str], pipeline: Any, timestep: int, latents: Tensor) -> Tensor:
     """The latents [1, C, h, w] after a callback has seen them."""
     returned = callback(pipeline, 0, timestep, dict.fromkeys(names, latents)) or {}
     return returned.get("latents", latents)

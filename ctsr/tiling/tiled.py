@@ -252,6 +252,7 @@ def overlap_tiled(
         x: [B, C, h * read_scale, w * read_scale].
         tile: side of a tile in cells; None runs the picture whole.
         overlap: cells that neighbouring tiles share at least, smaller than `tile`.
+        batch: tiles that one call of `fn` gets, side by side as B times as many pictures.
         read_scale: samples of `x` a cell on each side: f for a picture, 1 for latents.
         write_scale: samples of the result a cell on each side: f for a decoder, 1 for an encoder or UNet.
         device: where `fn` computes, tiles are moved there; by default where x lies.

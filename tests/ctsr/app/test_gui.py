@@ -15,6 +15,7 @@ from PIL import Image
 from ctsr.app import gui
 from ctsr.app.gui import Studio, stage
 from ctsr.app.lazy_pipeline import LazyPipeline
+from ctsr.assess.auto_t import Choice
 from ctsr.errors import CTSRError, ImageReadError
 from ctsr.images.painted import read_painted
 
@@ -74,10 +75,22 @@ def test_saved_pictures_keep_metadata_and_settings(studio, photo):
 
 def test_automatic_t_and_report_are_text(studio, photo):
     restored = studio.restore(photo, 4)
-    t, reasons = studio.choose(restored)
-    assert 0 <= t <= 1
-    assert reasons
+    choice, _ = studio.automatic(restored)
+    assert 0 <= choice.t <= 1
+    assert choice.reasons
     assert "departs from the input by" in studio.report(restored, restored.faithful)
+
+
+@pytest.mark.parametrize("raised", [False, True])
+def test_the_picture_shown_with_the_reasons_is_the_one_that_they_are_of(studio, photo, raised, monkeypatch):
+    """Where places are raised too, which a small picture has none of."""
+    pipe, t_map = studio.model.pipeline, torch.linspace(0, 1, 32).expand(24, 32)
+    choice = Choice(0.4, ("noisy",), t_map if raised else None)
+    monkeypatch.setattr(type(pipe), "choose_t", lambda *given: choice)
+    chosen, shown = studio.automatic(studio.restore(photo, 4))
+    dial = {"t_map": t_map} if raised else {"t": 0.4}
+    assert chosen is choice
+    assert torch.equal(shown, pipe(Image.open(photo), output_type="pt", **dial).images)
 
 
 def test_the_stage_lays_pictures_of_one_size_over_each_other(studio, photo):

@@ -4,11 +4,12 @@ import logging
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ctsr.assess import auto_t, tuned
 from ctsr.assess.auto_t import Choice, choose_t, traits
 from ctsr.assess.places import MARGIN, check_places, least_t, where_to_look
-from ctsr.images.tensors import resize
+from ctsr.images.tensors import pad, resize
 from tests.ctsr.assess.conftest import camera
 
 
@@ -67,7 +68,8 @@ def test_t_is_raised_where_the_realistic_end_departs_and_nowhere_else(scene, pho
         faithful = truth[..., top : top + side, left : left + side]
         return faithful.flip(-1), faithful  # the realistic end shows something else
 
-    choice = check_places(photo, Choice(0.2, ("noisy",)), 2 / 255, delta, factor, decode)
+    size = (512, 512)
+    choice = check_places(photo, Choice(0.2, ("noisy",)), 2 / 255, delta, factor, size, decode)
     assert choice.t_map is not None
     assert choice.t_map.shape == (64, 64)
     assert float(choice.t_map[30, 18]) > 0.9
@@ -75,7 +77,29 @@ def test_t_is_raised_where_the_realistic_end_departs_and_nowhere_else(scene, pho
     assert choice.reasons[0] == "noisy"
     assert "around x 144, y 240" in choice.reasons[1]
 
-    same = check_places(photo, Choice(0.2, ()), 2 / 255, delta, factor, lambda place: decode(place)[1:] * 2)
+    same = check_places(photo, Choice(0.2, ()), 2 / 255, delta, factor, size, lambda place: decode(place)[1:] * 2)
+    assert same.t_map is None
+
+
+def test_padding_behind_the_result_moves_no_place(scene, photo):
+    factor, size = 8, (500, 436)
+    truth = F.interpolate(scene, size=size, mode="bilinear", antialias=True)
+    small = F.interpolate(truth, size=(125, 109), mode="area")
+    delta = torch.full((1, 4, 72, 64), 0.01)  # 63 x 55 latents and their padding, where the ends differ most
+    delta[..., 24:36, 12:24] = 1
+    delta[..., 63:, :] = delta[..., 55:] = 9
+
+    def decode(place):
+        top, left, side = (factor * value for value in place)
+        faithful = pad(truth, factor)[..., top : top + side, left : left + side]
+        return faithful.flip(-1), faithful
+
+    choice = check_places(small, Choice(0.2, ()), 2 / 255, delta, factor, size, decode)
+    assert choice.t_map is not None
+    assert choice.t_map.shape == (63, 55)
+    assert float(choice.t_map[30, 18]) > 0.8
+    assert float(choice.t_map[:, 45:].max()) == pytest.approx(0.2)
+    same = check_places(small, Choice(0.2, ()), 2 / 255, delta, factor, size, lambda place: decode(place)[1:] * 2)
     assert same.t_map is None
 
 

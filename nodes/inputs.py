@@ -180,6 +180,6 @@ def steady_input(default: float) -> io.Input:
         max=MOST_STEADY,
         step=0.05,
         tooltip="Keeps still parts of a video still: share of the frames before, 0 to 0.95, where nothing moves. 0 "
-        "takes every frame by itself; 0.7 leaves 0.4 of the flicker. Only for frames in their order.",
+        "takes every frame by itself; 0.7 leaves 0.6 of the flicker. Only for frames in their order.",
         **later(io.Float),
     )

@@ -17,7 +17,7 @@ import torch
 import tyro
 from PIL import Image
 
-from ctsr.app.batch import Cluster, Task, jobs_of, run_batch, write_manifest
+from ctsr.app.batch import Cluster, Row, Task, jobs_of, run_batch, write_manifest
 from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
@@ -33,15 +33,16 @@ def pictures(folder: Path, count: int, side: int) -> None:
         Image.fromarray(rng.integers(0, 255, (side, side, 3), np.uint8)).save(path)
 
 
-def plain(jobs: list[tuple[str, str]], task: Task) -> None:
+def plain(jobs: list[Row], task: Task) -> None:
     """The loop."""
     model = LazyPipeline(task.model, task.precision, torch.device("cpu"))
-    for source, target in jobs:
-        Path(target).parent.mkdir(parents=True, exist_ok=True)
-        upscale(Job(Path(source), Path(target)), model, task.options)
+    for row in jobs:
+        job = Job(Path(row["sources"][0]), Path(row["target"]))
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        upscale(job, model, model.settled(task.options))
 
 
-def on_cluster(jobs: list[tuple[str, str]], task: Task, out: Path) -> Counter[str]:
+def on_cluster(jobs: list[Row], task: Task, out: Path) -> Counter[str]:
     """Three nodes; one is killed and one added on the way. States of the manifest's lines."""
     nodes: Any = import_module("ray.cluster_utils").Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8}

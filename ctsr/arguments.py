@@ -46,13 +46,15 @@ def check_inputs(
     tile_overlap: int | None,
     color_fix: str | None,
     output_type: str,
+    default_scale: float = DEFAULT_SCALE,
 ) -> list[tuple[int, int]]:
     """Raises ValueError with the remedy for what cannot run; returns height and width of each result."""
     if not pictures:
         raise ValueError("image is empty: pass at least one picture.")
     if scale is not None and (height is not None or width is not None):
         raise ValueError("scale and a size are both given: pass scale, or height and width, or one of these two.")
-    sizes = [output_size(picture, DEFAULT_SCALE if scale is None else scale, height, width) for picture in pictures]
+    scale = default_scale if scale is None else scale
+    sizes = [output_size(picture, scale, height, width) for picture in pictures]
     for size in sizes:
         check_size(*size)
     check_tile(tile, tile_overlap)

@@ -98,7 +98,7 @@ class EncodeStep(CTSRStep):
     description = "Enlarges pictures bicubically and encodes them with the time-aware encoder."
     inputs = (
         Input("image", required=True, description="pictures of any kind that CTSRPipeline takes"),
-        Input("scale", float, description="side of the result by that of the picture, 4 by default"),
+        Input("scale", float, description="side of the result by that of the picture, by default the checkpoint's own"),
         Input("height", int, description="of the result in pixels, instead of scale"),
         Input("width", int, description="of the result in pixels, instead of scale"),
         TIMESTEP,
@@ -113,7 +113,8 @@ class EncodeStep(CTSRStep):
         """image -> encoded."""
         pictures = [batch[i : i + 1] for batch in as_tensors(state.image) for i in range(len(batch))]
         size = (state.scale, state.height, state.width)
-        sizes = check_inputs(pictures, *size, state.timestep, state.tile or 0, state.tile_overlap, None, "pil")
+        more = (state.timestep, state.tile or 0, state.tile_overlap, None, "pil")
+        sizes = check_inputs(pictures, *size, *more, pipe.default_scale)
         state.icc_profiles = profiles_of(state.image)
         state.encoded = [
             pipe.encode(picture, *size, state.timestep, **tiling_of(state))

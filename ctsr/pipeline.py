@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from typing_extensions import Unpack  # in typing from Python 3.11
 
 from . import families
-from .arguments import CallOptions, check_dials, check_inputs
+from .arguments import DEFAULT_SCALE, CallOptions, check_dials, check_inputs
 from .assess.auto_t import Choice, choose_t, traits
 from .assess.places import MARGIN, Place, check_places
 from .families import Dial, Endpoints
@@ -112,6 +112,8 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
         time_aware_unet: the UNet is told the encoder's timestep instead of the family's own.
         about: what a person should know of a converted checkpoint, by name: source, licence and the like.
         dial_timesteps: tau at even steps of t from 0 to 1, of families with a dial of their own: see `at`.
+        task: what it was trained to do: "sr", or a restoration such as "lowlight", "deblur" or "dejpeg".
+        default_scale: side of the result / side of the picture where a call gives neither scale nor size.
         text_encoder, tokenizer: transformers' CLIPTextModel and CLIPTokenizer, for `prompt`; none are needed without.
     """
 
@@ -139,6 +141,8 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
         text_encoder: nn.Module | None = None,
         tokenizer: object | None = None,
         dial_timesteps: list[int] | None = None,
+        task: str = "sr",
+        default_scale: float = DEFAULT_SCALE,
     ):
         super().__init__()
         base: Any = self  # diffusers leaves the arguments of these two without types
@@ -158,6 +162,8 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
             color_fix=color_fix,
             about=about,
             time_aware_unet=time_aware_unet,
+            task=task,
+            default_scale=default_scale,
         )
         if self.family.variants and unet_variant is None:
             raise ValueError(f"Family {family!r} runs its UNet in two variants: pass unet_variant.")
@@ -381,8 +387,8 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
             t: the dial, 0 = most realistic, 1 = most faithful; one number, or one a picture; 0.5 by default. "auto"
                 chooses it for each picture from what that shows, and raises it where the result would depart from the
                 input; `choices` of the output says why.
-            scale: output side / input side, 4 by default; the result has exactly round(scale * h) x round(scale * w)
-                pixels.
+            scale: output side / input side, by default the checkpoint's own, 4 for ctsr-mini; the result has exactly
+                round(scale * h) x round(scale * w) pixels.
             height, width: pixels of the result instead of `scale`; of one alone, the other follows by the picture's
                 proportions.
             timestep: tau of the time-aware encoder instead of the checkpoint's own.
@@ -414,7 +420,8 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
             TileMemoryError: memory ran out with the smallest tiles.
         """
         pictures = [batch[i : i + 1] for batch in as_tensors(image) for i in range(len(batch))]
-        sizes = check_inputs(pictures, scale, height, width, timestep, tile, tile_overlap, color_fix, output_type)
+        asked = (scale, height, width, timestep, tile, tile_overlap, color_fix, output_type)
+        sizes = check_inputs(pictures, *asked, self.default_scale)
         dials = check_dials(t, t_map, len(pictures))
         noise = noise_sources(generator, len(pictures), num_images_per_prompt)
         self._check_conditions(timestep, noise)

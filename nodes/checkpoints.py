@@ -1,4 +1,4 @@
-"""Which checkpoints there are: the built-in one, and files and folders in `models/ctsr` and in extra paths."""
+"""Which checkpoints there are: the built-in ones, and files and folders in `models/ctsr` and in extra paths."""
 
 from pathlib import Path
 
@@ -8,6 +8,9 @@ from .checks import check_choice
 
 KIND = "ctsr"
 BUILT_IN = "ctsr-mini (built-in)"
+LOWLIGHT = "ctsr-lowlight (built-in)"
+BUILT_INS = {BUILT_IN: "mini", LOWLIGHT: "lowlight"}
+"""Models that come with the pack, by the library's names."""
 SUFFIX = ".safetensors"
 INDEX = "model_index.json"
 REMEDY = f"put the file into models/{KIND} and refresh the browser (R)"
@@ -21,10 +24,10 @@ def register_folder() -> None:
 
 
 def choices() -> list[str]:
-    """The built-in checkpoint, then single files, then folders that `save_pretrained` wrote."""
+    """The built-in checkpoints, then single files, then folders that `save_pretrained` wrote."""
     folders = {name for root in folder_paths.get_folder_paths(KIND) for name in model_folders(Path(root))}
     files = [name for name in folder_paths.get_filename_list(KIND) if not any(inside(name, x) for x in folders)]
-    return [BUILT_IN, *files, *sorted(folders)]
+    return [*BUILT_INS, *files, *sorted(folders)]
 
 
 def model_folders(root: Path) -> list[str]:
@@ -43,7 +46,7 @@ def portable(checkpoint: str) -> str:
 
 
 def find(checkpoint: str) -> Path | None:
-    """Path of one of `choices`, None for the built-in one.
+    """Path of one of `choices`, None for a built-in one.
 
     Raises:
         ValueError: no such checkpoint; the message says where to put one.
@@ -51,7 +54,7 @@ def find(checkpoint: str) -> Path | None:
     names = {portable(name): name for name in choices()}
     check_choice("checkpoint", portable(checkpoint), [*names], REMEDY)
     checkpoint = names[portable(checkpoint)]
-    if checkpoint == BUILT_IN:
+    if checkpoint in BUILT_INS:
         return None
     candidates = (Path(root) / checkpoint for root in folder_paths.get_folder_paths(KIND))
     path = next((path for path in candidates if path.is_file() or (path / INDEX).is_file()), None)

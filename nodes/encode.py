@@ -78,7 +78,7 @@ class TimeAwareEncode(io.ComfyNode):
         tile = tile_side(tile)
         rgb, alpha = split_image(image, hdr)
         by = "width and height" if width or height else "scale"
-        target = Target(by, scale, width, height, even_sides=even_sides)
+        target = Target(by, model.scale(scale), width, height, even_sides=even_sides)
         size = target.size(rgb.shape[-2], rgb.shape[-1], len(rgb))
         own = None if timestep == DEFAULT_TIMESTEP else timestep
         check_graph(model, len(rgb), size)

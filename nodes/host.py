@@ -20,7 +20,7 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from .checkpoints import BUILT_IN, find
+from .checkpoints import BUILT_IN, BUILT_INS, find
 from .checks import check_choice, plain_errors
 
 if TYPE_CHECKING:
@@ -189,6 +189,13 @@ class HostModel:
         self.vae = CTSRVAE(self, autoencoder, self.autoencoder, pipeline.vae.dtype)
         pipeline.free_memory = free_memory
 
+    def scale(self, asked: float) -> float:
+        """Side of a result / side of its picture as asked for; 0 is the checkpoint's own."""
+        own = self.pipeline.default_scale
+        if asked not in (0, own) and self.pipeline.config["task"] != "sr":
+            logging.warning("CTSR: %s is trained for scale %g: set scale to 0.", self.model_id, own)
+        return asked or own
+
     @property
     def latent_channels(self) -> int:
         """C of a latent."""
@@ -223,17 +230,18 @@ def open_model(checkpoint: str, precision: str, attention: str) -> HostModel:
         ValueError: an unknown checkpoint, precision or attention, one that cannot be had here, a damaged file, or no
             checkpoint of ours.
     """
-    from ..ctsr.checkpoints.own import MINI_WEIGHTS, move
-    from ..ctsr.load import load_pipeline
+    from ..ctsr.checkpoints.own import move
+    from ..ctsr.load import load_pipeline, path_of
     from ..ctsr.precision import accurate_dtype
     from ..ctsr.runtime.attention import use_attention
 
     check_choice("precision", precision, PRECISIONS)
     check_choice("attention", attention, ATTENTIONS)
     path = find(checkpoint)
-    unet_dtype, vae_dtype = choose_dtypes(precision, path or MINI_WEIGHTS)
+    weights = path or path_of(BUILT_INS[checkpoint])
+    unet_dtype, vae_dtype = choose_dtypes(precision, weights)
     with torch.inference_mode(False), plain_errors(path):
-        pipeline = load_pipeline(path or MINI_WEIGHTS, torch.float32)
+        pipeline = load_pipeline(weights, torch.float32)
         if precision == "auto":
             unet_dtype = accurate_dtype(unet_dtype, pipeline.family.gain, mm.get_torch_device())
         move(pipeline.vae, mm.vae_offload_device(), vae_dtype)

@@ -56,10 +56,11 @@ def scale_input(default: float = 4.0) -> io.Input:
     return io.Float.Input(
         "scale",
         default=default,
-        min=SMALLEST_SCALE,
+        min=0.0,
         max=LARGEST_SCALE,
         step=0.1,
-        tooltip="Side of the result / side of the picture, from 0.1 to 16. The checkpoints are trained for 4.",
+        tooltip=f"Side of the result / side of the picture, from {SMALLEST_SCALE} to {LARGEST_SCALE:g}; 0 is what the "
+        "checkpoint is trained for: 4 for ctsr-mini, 1 for ctsr-lowlight.",
     )
 
 

@@ -16,13 +16,14 @@ class LoadCTSR(io.ComfyNode):
             node_id="LoadCTSR",
             display_name="Load CTSR",
             search_aliases=["load checkpoint", "super resolution model", "upscale model"],
-            description="Loads a super-resolution checkpoint: the built-in ctsr-mini, or one in models/ctsr.",
+            description="Loads a super-resolution checkpoint: a built-in one, or one in models/ctsr.",
             inputs=[
                 io.Combo.Input(
                     "checkpoint",
                     options=choices(),
                     default=BUILT_IN,
-                    tooltip="The built-in ctsr-mini, or a .safetensors file or folder in models/ctsr.",
+                    tooltip="ctsr-mini for ×4, ctsr-lowlight for dark pictures at their own size, or a file or folder "
+                    "of models/ctsr.",
                 ),
                 io.Combo.Input(
                     "precision",
@@ -36,7 +37,7 @@ class LoadCTSR(io.ComfyNode):
                     options=host.ATTENTIONS,
                     default="auto",
                     tooltip="auto is xformers where it is installed and the GPU can use it, else sdpa (torch's own). "
-                    "ctsr-mini has no attention.",
+                    "The built-in ones have no attention.",
                 ),
             ],
             outputs=[

@@ -119,7 +119,8 @@ def decode(
     size, reference = origin.size, origin.reference
     if reference is None and color_fix != "none":
         work.warn("Without the picture that Time-Aware Encode saw, colours are left as they are decoded.")
-    fix = cast("ColorFix", "none" if reference is None else color_fix)
+    keep = reference is None or model.pipeline.changes_light
+    fix = cast("ColorFix", "none" if keep else color_fix)
     bring_in(model, "decode", size, tile, work)
     picture = model.pipeline.decode_unscaled(
         samples.float(), size, reference, fix, tile=tile, callback=work.picture(number)

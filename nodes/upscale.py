@@ -86,10 +86,11 @@ class CTSRUpscale(io.ComfyNode):
         hdr: str = "refuse",
     ) -> io.NodeOutput:
         rgb, alpha = split_image(image, hdr)
-        goal = Target(target, scale, width, height, side, megapixels, most_megapixels, even_sides)
+        model = model or host.built_in()
+        goal = Target(target, model.scale(scale), width, height, side, megapixels, most_megapixels, even_sides)
         size = goal.size(rgb.shape[-2], rgb.shape[-1], len(rgb))
         check_batch(len(rgb), size)
-        upscaler = Upscaler(model or host.built_in(), size, t, tile, color_fix, steady)
+        upscaler = Upscaler(model, size, t, tile, color_fix, steady)
         images = host.Batch(len(rgb))
         with working(len(rgb), STAGES) as work:
             for i in range(len(rgb)):

@@ -82,14 +82,15 @@ class CTSRUpscaleVideo(io.ComfyNode):
         steady: float = 0.7,
         crf: int = 17,
     ) -> io.NodeOutput:
-        goal = Target(target, scale, width, height, side, megapixels, most_megapixels, "always")
+        model = model or host.built_in()
+        goal = Target(target, model.scale(scale), width, height, side, megapixels, most_megapixels, "always")
         is_file = isinstance(video, InputImpl.VideoFromFile)
         source: Any = video.get_stream_source() if is_file else video.get_components()
         count = frames.count_frames(source) if is_file else len(source.images)
         size = goal.size(*(frames.frame_size(source) if is_file else source.images.shape[1:3]))
         check_batch(1, size)
         crf = whole("crf", crf, BEST, WORST)
-        upscaler = Upscaler(model or host.built_in(), size, t, tile, color_fix, steady)
+        upscaler = Upscaler(model, size, t, tile, color_fix, steady)
         path = Path(folder_paths.get_temp_directory()) / f"ctsr_{secrets.token_hex(8)}.mp4"
         path.parent.mkdir(parents=True, exist_ok=True)
         with working(max(count, 1), STAGES) as work:

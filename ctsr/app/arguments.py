@@ -52,14 +52,16 @@ class ColorFixName(str, Enum):
     lab = "lab"
 
 
-ScaleOption = Annotated[float | None, typer.Option(help="Side of the result / side of the picture.  [default: 4]")]
+ScaleOption = Annotated[
+    float | None, typer.Option(help="Side of the result / side of the picture.  [default: the model's own, of mini 4]")
+]
 SizeOption = Annotated[
     str | None, typer.Option(metavar="WxH", help="Exact size of the result in pixels; Wx or xH: a side alone.")
 ]
 FitOption = Annotated[str | None, typer.Option(metavar="WxH", help="As large as fits into a box, not distorted.")]
 LongSideOption = Annotated[int | None, typer.Option(metavar="PIXELS", help="Longer side of the result.")]
 MegapixelsOption = Annotated[float | None, typer.Option(metavar="MP", help="Millions of pixels of the result.")]
-ModelOption = Annotated[str, typer.Option(help="'mini' (built in), a .safetensors file of ctsr, or a folder.")]
+ModelOption = Annotated[str, typer.Option(help="'mini' or 'lowlight' (built in), a .safetensors file, or a folder.")]
 TileOption = Annotated[int, typer.Option(help="Side of a tile in pixels of the result; 0: automatic, none if it fits.")]
 ColorFixOption = Annotated[
     ColorFixName | None, typer.Option(help="Take colours from the original.  [default: the model's own]")

@@ -6,34 +6,42 @@ disk: a job that runs a second time, since its node died or the run was started 
 Paths must mean the same on all nodes, a common disk or an address that fsspec knows, such as s3://bucket/pictures.
 """
 
+import hashlib
 import json
 import logging
 import os
 import platform
+import shutil
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
-from typing import Any, cast
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, cast
 
 import torch
+from typing_extensions import Self, TypedDict
 
 from ..errors import CTSRError
 from ..images.read import readable_suffixes
 from ..precision import Precision
 from ..whole_file import whole_file
+from .claims import claim
 from .finished import Finished
 from .jobs import Job, Naming, plan
 from .lazy_pipeline import LazyPipeline
 from .options import Options
-from .run import Outcome, attempt
+from .run import EXPECTED, Outcome, attempt, describe_error
+from .shards import SUFFIXES, Item, is_shard, read_record, read_shard, record_of, write_record, write_shard
 from .upscale import upscale
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
+PER_SHARD = 100
+Into = Literal["pictures", "tar", "parquet"]
+Line = dict[str, Any]
 BLOCKS_PER_WORKER = 8
 """Parts that the jobs are dealt out in: what a node that dies has to give back is a part of each of its actors."""
 
@@ -74,29 +82,59 @@ def is_address(place: str) -> bool:
     return "://" in place
 
 
-def jobs_of(inputs: Sequence[str], output: str) -> list[tuple[str, str]]:
-    """Source and target of each picture; paths are made absolute.
+class Row(TypedDict):
+    """What is done at once: a picture into a picture, a shard into a shard or a folder, or pictures into a shard."""
+
+    sources: list[str]
+    target: str
+
+
+def jobs_of(inputs: Sequence[str], output: str, into: Into | None = None, per_shard: int = PER_SHARD) -> list[Row]:
+    """What is made of what; paths are made absolute.
+
+    Args:
+        inputs: folders or addresses of pictures or shards, or single ones.
+        output: folder or address.
+        into: pictures, or shards of one kind; None is as they come.
+        per_shard: so many pictures become a shard.
 
     Raises:
-        ValueError: as `plan`, or addresses among paths.
+        ValueError: as `plan`, addresses among paths, or pictures and shards together.
     """
+    inputs = [place if is_address(place) else str(Path(place).resolve()) for place in inputs]
+    output = output.rstrip("/") if is_address(output) else str(Path(output).resolve())
+    shards = [(path, name) for place in inputs for path, name in files_below(place, SUFFIXES)]
+    if shards:
+        suffix = {None: None, "pictures": ""}.get(into, f".{into}")
+        names = [name if suffix is None else str(PurePosixPath(name).with_suffix(suffix)) for _, name in shards]
+        return [Row(sources=[path], target=f"{output}/{name}") for (path, _), name in zip(shards, names, strict=True)]
+    rows = picture_rows(inputs, output)
+    if into in (None, "pictures"):
+        return rows
+    sources = [source for row in rows for source in row["sources"]]
+    parts = [sources[first : first + per_shard] for first in range(0, len(sources), per_shard)]
+    return [Row(sources=part, target=f"{output}/{number:06d}.{into}") for number, part in enumerate(parts)]
+
+
+def picture_rows(inputs: Sequence[str], output: str) -> list[Row]:
+    """Each picture into a picture; raises ValueError as `plan`."""
     if not any(is_address(place) for place in (*inputs, output)):
-        paths = [Path(place).resolve() for place in inputs]
-        jobs = plan(paths, f"{Path(output).resolve()}{os.sep}", Naming())
-        return [(str(job.source), str(job.target)) for job in jobs]
-    found = [pair for place in inputs for pair in remote_jobs(place, output)]
+        jobs = plan([Path(place) for place in inputs], f"{output}{os.sep}", Naming())
+        return [Row(sources=[str(job.source)], target=str(job.target)) for job in jobs]
+    found = [pair for place in inputs for pair in files_below(place, tuple(readable_suffixes()))]
     if not found:
         raise ValueError(f"No pictures in {', '.join(inputs)}: name a folder with pictures.")
-    return found
+    named = [(path, PurePosixPath(name).with_suffix(".png")) for path, name in found]
+    return [Row(sources=[path], target=f"{output}/{name}") for path, name in named]
 
 
-def remote_jobs(place: str, output: str) -> Iterator[tuple[str, str]]:
-    """Pictures below an address or path, by their names below `output`, as PNG."""
+def files_below(place: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Files of these suffixes below an address or path, and their names there; of a single file its own."""
     files, root = filesystem(place)
     for path in sorted(files.find(root)):
-        if Path(path).suffix.lower() in readable_suffixes():
-            name = Path(os.path.relpath(path, root)).with_suffix(".png").as_posix()
-            yield files.unstrip_protocol(path), f"{output.rstrip('/')}/{name}"
+        if path.lower().endswith(suffixes):
+            name = PurePosixPath(path).name if path == root else PurePosixPath(os.path.relpath(path, root)).as_posix()
+            yield files.unstrip_protocol(path) if is_address(place) else path, name
 
 
 def filesystem(place: str) -> tuple[Any, str]:
@@ -115,20 +153,85 @@ class Worker:
     def __init__(self, task: Task, cluster: Cluster):
         torch.set_num_threads(cluster.cpus)
         device = torch.device("cuda" if cluster.gpus else "cpu")
-        self.model, self.options = LazyPipeline(task.model, task.precision, device), task.options
-        self.found = Finished(self.model, task.options, task.overwrite)
+        self.model = LazyPipeline(task.model, task.precision, device)
+        self.options = self.model.settled(task.options)
+        self.found = Finished(self.model, self.options, task.overwrite)
 
-    def __call__(self, row: dict[str, str]) -> dict[str, str | float]:
-        """A line of the manifest for the job of `row`."""
-        started = time.monotonic()
-        outcome = self.do(row["source"], row["target"])
-        return {
-            **row,
-            "state": outcome.state,
-            "detail": outcome.detail,
-            "seconds": round(time.monotonic() - started, 3),
-            "node": platform.node(),
-        }
+    def __call__(self, row: Row) -> Iterator[Line]:
+        """A line of the manifest for each picture of `row`; one for all of a shard that is there."""
+        sources, target = [str(source) for source in row["sources"]], str(row["target"])
+        if is_shard(target):
+            yield from self.into_shard(sources, target)
+        elif is_shard(sources[0]):
+            yield from self.into_folder(sources[0], target)
+        else:
+            started = time.monotonic()
+            yield line_of(sources[0], target, self.do(sources[0], target), started)
+
+    def into_folder(self, source: str, target: str) -> Iterator[Line]:
+        """The pictures of a shard, each as a file in a folder."""
+        with tempfile.TemporaryDirectory(prefix="ctsr-") as name:
+            for number, item in enumerate(self.items([source], Path(name))):
+                started, own = time.monotonic(), Path(name, f"{number}{PurePosixPath(item.name).suffix}")
+                own.write_bytes(item.data)
+                place = f"{target}/{safe(item.name)}"
+                yield line_of(f"{source}::{item.name}", place, self.do(str(own), place), started)
+                own.unlink()
+
+    def into_shard(self, sources: Sequence[str], target: str) -> Iterator[Line]:
+        """Pictures, or those of shards, as one shard; a finished one is left alone."""
+        started, first = time.monotonic(), sources[0]
+        with tempfile.TemporaryDirectory(prefix="ctsr-") as name, Places(target, Path(name)) as places:
+            try:
+                items = [*self.items(sources, Path(name))]
+                settings = {**self.model.settings(self.options), "source": digest_of(items)}
+                with claim(places.local, wait=True):
+                    if (there := self.there(places.local, settings)) is not None:
+                        yield line_of(first, target, there, started)
+                        return
+                    lines, made = self.make_items(items, first, target, Path(name))
+                    write_shard(places.local, made)
+                    write_record(places.local, settings, lines)
+                places.give()
+                yield from lines
+            except EXPECTED as error:
+                job = Job(Path(first), Path(target))
+                yield line_of(first, target, Outcome(job, "failed", describe_error(error, job.source)), started)
+
+    def make_items(self, items: Sequence[Item], source: str, target: str, room: Path) -> tuple[list[Line], list[Item]]:
+        """Lines of all pictures, and the results of those that could be made."""
+        lines, made = list[Line](), list[Item]()
+        for number, item in enumerate(items):
+            started, result = time.monotonic(), safe(item.name)
+            job = Job(room / f"{number}{PurePosixPath(item.name).suffix}", room / f"{number}-made.png")
+            job.source.write_bytes(item.data)
+            outcome = cast(Outcome, attempt(job, lambda x: upscale(x, self.model, self.options), None))
+            if outcome.state == "done":
+                made.append(Item(result, job.target.read_bytes()))
+                job.target.unlink()
+            job.source.unlink()
+            lines.append(line_of(f"{source}::{item.name}", f"{target}::{result}", outcome, started))
+        return lines, made
+
+    def there(self, target: Path, settings: Mapping[str, Any]) -> Outcome | None:
+        """What becomes of a shard that is there already; None where it is to be made."""
+        record = read_record(target)
+        if record is None or (self.found.overwrite and record_of(target).stat().st_mtime_ns < self.found.began):
+            return None
+        job = Job(target, target)
+        old, new = ({k: v for k, v in row.items() if k != "ctsr"} for row in (record["settings"], settings))
+        if old == new:
+            return Outcome(job, "skipped")
+        return Outcome(job, "kept", f"{target} is there already, made otherwise")
+
+    def items(self, sources: Sequence[str], room: Path) -> Iterator[Item]:
+        """The pictures of shards, or pictures, in their order."""
+        for source in sources:
+            with Places(source, room / "in") as places:
+                if is_shard(source):
+                    yield from read_shard(places.local)
+                else:
+                    yield Item(PurePosixPath(source).name, places.local.read_bytes())
 
     def do(self, source: str, target: str) -> Outcome:
         """One job, through files of this node where its places are addresses."""
@@ -154,7 +257,68 @@ class Worker:
         return cast(Outcome, outcome)
 
 
-def run_batch(jobs: Sequence[tuple[str, str]], task: Task, cluster: Cluster) -> Iterator[dict[str, Any]]:
+def line_of(source: str, target: str, outcome: Outcome, started: float) -> Line:
+    """A line of the manifest."""
+    return {
+        "source": source,
+        "target": target,
+        "state": outcome.state,
+        "detail": outcome.detail,
+        "seconds": round(time.monotonic() - started, 3),
+        "node": platform.node(),
+    }
+
+
+def safe(name: str) -> str:
+    """A picture's name in a shard as that of its result, which leads nowhere else."""
+    return (
+        PurePosixPath(*(part for part in PurePosixPath(name).parts if part not in ("..", "/")))
+        .with_suffix(".png")
+        .as_posix()
+    )
+
+
+def digest_of(items: Sequence[Item]) -> str:
+    """Tells these pictures and names from all others."""
+    made = hashlib.sha256()
+    for item in items:
+        made.update(f"{item.name} {len(item.data)} ".encode() + item.data)
+    return made.hexdigest()[:16]
+
+
+class Places:
+    """A shard or picture on this node: itself, or a copy of what lies behind an address, with its record."""
+
+    def __init__(self, place: str, room: Path):
+        self.place, self.is_remote = place, is_address(place)
+        self.local = room / "copy" / PurePosixPath(place).name if self.is_remote else Path(place)
+
+    def __enter__(self) -> Self:
+        if self.is_remote:
+            self.local.parent.mkdir(parents=True, exist_ok=True)
+            for path, there in self.files():
+                files, inner = filesystem(there)
+                if files.exists(inner):
+                    files.get(inner, str(path))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.is_remote:
+            shutil.rmtree(self.local.parent)
+
+    def files(self) -> list[tuple[Path, str]]:
+        """The file and its record, here and there."""
+        return [(self.local, self.place), (record_of(self.local), f"{self.place}.json")]
+
+    def give(self) -> None:
+        """Copies both to the address; the record last."""
+        for path, there in self.files() if self.is_remote else ():
+            files, inner = filesystem(there)
+            files.makedirs(os.path.dirname(inner), exist_ok=True)
+            files.put(str(path), inner)
+
+
+def run_batch(jobs: Sequence[Row], task: Task, cluster: Cluster) -> Iterator[dict[str, Any]]:
     """A line of the manifest for every job, as they are done.
 
     Raises:
@@ -171,9 +335,8 @@ def run_batch(jobs: Sequence[tuple[str, str]], task: Task, cluster: Cluster) -> 
         raise CTSRError(f"No Ray cluster at {cluster.address}: start one, or leave --cluster out ({error}).") from error
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    rows = [{"source": source, "target": target} for source, target in jobs]
-    blocks = min(len(rows), BLOCKS_PER_WORKER * cluster.workers)
-    lines = data.from_items(rows, override_num_blocks=blocks).map(
+    blocks = min(len(jobs), BLOCKS_PER_WORKER * cluster.workers)
+    lines = data.from_items([*jobs], override_num_blocks=blocks).flat_map(
         Worker,
         fn_constructor_args=(task, cluster),
         concurrency=(1, cluster.workers),

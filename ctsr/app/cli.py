@@ -146,7 +146,8 @@ def upscale_command(
         wanted = make_size(scale, size, fit, long_side, megapixels)
         options = make_options(parse_t(t), wanted, tile, color_fix, strip_metadata, encoding)
         where = parse_devices(devices) * jobs
-        found = Finished(make_model(model, precision, where[0]), options, overwrite)
+        loaded = make_model(model, precision, where[0])
+        found = Finished(loaded, loaded.settled(options), overwrite)
         planned = jobs_of(inputs, output, suffix, file_format and f".{file_format.value}", encoding, Path(folder))
         if only_plan:
             print_plan(planned, found)
@@ -190,6 +191,7 @@ def sweep_command(
         wanted = make_size(scale, size, fit, long_side, megapixels)
         options = make_options(dials[0], wanted, tile, color_fix, strip_metadata)
         loaded = make_model(model, precision, one_device(device))
+        options = loaded.settled(options)
         if output.exists() and not output.is_dir():
             raise ValueError(f"{output} is a file: name a folder with -o.")
         bar = Bar(console, 1)
@@ -305,7 +307,8 @@ def info_command(
         options = Options(size=make_size(scale, size, fit, long_side, megapixels), tile=tile)
         width, height = parse_box(input_size)
         loaded = make_model(model, precision, one_device(device))
-        rows = [*model_rows(loaded, precision.value), *memory_rows(loaded, options, (height, width))]
+        memory = memory_rows(loaded, loaded.settled(options), (height, width))
+        rows = [*model_rows(loaded, precision.value), *memory]
         indent = max(len(name) for name, _ in rows) + 2
         for name, value in rows:
             typer.echo(f"{name:<{indent}}{value}")
@@ -342,8 +345,9 @@ def plan_command(
         from .forecast import result_sizes
 
         options = make_options(0, make_size(scale, size, fit, long_side, megapixels), tile, None)
-        sizes = result_sizes(inputs or [], frames, options)
-        plan = make_model(model, precision, one_device(device)).pipeline.plan(sizes, tile, keep=at_once)
+        loaded = make_model(model, precision, one_device(device))
+        sizes = result_sizes(inputs or [], frames, loaded.settled(options))
+        plan = loaded.pipeline.plan(sizes, tile, keep=at_once)
         indent = max(len(name) for name, _ in plan.rows()) + 2
         for name, value in plan.rows():
             typer.echo(f"{name:<{indent}}{value}")

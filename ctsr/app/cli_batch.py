@@ -8,11 +8,15 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .arguments import ModelOption, ScaleOption
 from .console import report_errors, say
 
 
 def batch_command(
-    inputs: Annotated[list[str], typer.Argument(metavar="IN", help="Folders of pictures, or addresses like s3://...")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="IN", help="Folders of pictures or of shards (.tar, .parquet), or addresses: s3://..."),
+    ],
     output: Annotated[str, typer.Option("--output", "-o", metavar="OUT", help="The folder or address to write to.")],
     cluster: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Of a Ray cluster, or 'auto'.  [default: this machine alone]")
@@ -20,17 +24,19 @@ def batch_command(
     workers: Annotated[int, typer.Option(help="Most workers, each with the model.")] = 1,
     cpus: Annotated[int, typer.Option(help="Processors of each worker.")] = 2,
     gpus: Annotated[int, typer.Option(help="GPUs of each worker: 1, or 0 for the CPU.")] = 0,
-    scale: Annotated[float, typer.Option(help="Side of the result / side of the picture.")] = 4.0,
+    scale: ScaleOption = None,
     t: Annotated[float, typer.Option("--t", help="The dial: 0 = most realistic, 1 = most faithful.")] = 0.5,
-    model: Annotated[str, typer.Option(help="'mini' (built in), a .safetensors file of ctsr, or a folder.")] = "mini",
+    model: ModelOption = "mini",
     tile: Annotated[int, typer.Option(help="Side of a tile in pixels of the result; 0: automatic.")] = 0,
     precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
+    into: Annotated[str | None, typer.Option(help="pictures, tar (WebDataset) or parquet.  [default: as IN]")] = None,
+    per_shard: Annotated[int, typer.Option(min=1, help="Pictures in a shard that is made of pictures.")] = 100,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
     manifest: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for manifest.jsonl.  [default: OUT, if it is a folder]")
     ] = None,
 ) -> None:
-    """Upscale folders or buckets of pictures on many machines, or on this one.
+    """Upscale folders or buckets of pictures, or of shards of them, on many machines, or on this one.
 
     Results have the same names below OUT and the bits that `ctsr upscale` gives on as many threads. A run that was
     stopped, or whose nodes died, goes on when it is started again: what is finished is skipped. manifest.jsonl has a
@@ -38,6 +44,7 @@ def batch_command(
     """
     console = Console(stderr=True)
     with report_errors(console):
+        from ..load import is_built_in
         from .batch import Cluster, Task, is_address, jobs_of, run_batch, write_manifest
         from .options import Options
         from .sizes import Size
@@ -46,9 +53,11 @@ def batch_command(
             raise ValueError(f"There is no precision {precision!r}: choose auto, fp32, bf16 or fp16.")
         if manifest is None and is_address(output):
             raise ValueError("OUT is an address: say with --manifest into which folder manifest.jsonl goes.")
-        model = model if model == "mini" else str(Path(model).resolve())
+        if into not in (None, "pictures", "tar", "parquet"):
+            raise ValueError(f"Results go into pictures, tar or parquet, not {into!r}.")
+        model = model if is_built_in(model) else str(Path(model).resolve())
         task = Task(model, precision, Options(t, Size(scale), tile=tile), overwrite)
-        lines = run_batch(jobs_of(inputs, output), task, Cluster(cluster, workers, cpus, gpus))
+        lines = run_batch(jobs_of(inputs, output, into, per_shard), task, Cluster(cluster, workers, cpus, gpus))
         counts = {"done": 0, "skipped": 0, "kept": 0, "failed": 0}
         for line in write_manifest(lines, manifest or Path(output)):
             counts[line["state"]] += 1

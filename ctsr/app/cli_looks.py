@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .arguments import one_device
+from .arguments import ModelOption, one_device
 from .console import report_errors, say
 
 
@@ -63,7 +63,7 @@ def report_command(
 
 
 def app_command(
-    model: Annotated[str, typer.Option(help="'mini' (built in), a .safetensors file of ctsr, or a folder.")] = "mini",
+    model: ModelOption = "mini",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Of this machine's own address, 127.0.0.1.")] = 7860,
 ) -> None:
     """Open a page on this machine: drop a picture, drag t and see it change at once, paint, compare, report, save.

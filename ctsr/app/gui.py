@@ -236,7 +236,7 @@ def build(studio: Studio) -> Any:
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 file = gr.File(label="picture", type="filepath", elem_id="ctsr-file")
-                scale = gr.Number(4, label="scale", minimum=0.1, maximum=16)
+                scale = gr.Number(studio.model.default_scale, label="scale", minimum=0.1, maximum=16)
                 start = gr.Button("Upscale", variant="primary", elem_id="ctsr-start")
                 t = gr.Slider(0, 1, 0.5, step=0.01, label="t: 0 realistic, 1 faithful", elem_id="ctsr-t")
                 reasons = gr.Textbox(label="automatic t", lines=3, interactive=False, elem_id="ctsr-reasons")

@@ -25,6 +25,7 @@ def model_rows(model: LazyPipeline, precision: Precision) -> Iterator[tuple[str,
     yield "weights", f"{model.path} ({sum(file.stat().st_size for file in model.files) / 1e6:.1f} MB)"
     dial = "a dial" if family.has_dial else "no dial: t changes nothing"
     yield "family", f"{family.name} ({family.passes} UNet pass{'es' * (family.passes > 1)}, {dial})"
+    yield "task", f"{pipe.config['task']}, by default at scale {pipe.config['default_scale']:g}"
     yield "parameterization", family.parameterization
     yield "encoder timesteps", ", ".join("none" if step is None else str(step) for step in family.encoder_timesteps)
     yield "colour fix", str(pipe.config["color_fix"])

@@ -1,16 +1,17 @@
 """A pipeline that is loaded at its first use."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from .. import __version__
-from ..checkpoints.own import MINI_WEIGHTS
+from ..arguments import DEFAULT_SCALE
+from ..checkpoints.own import stored_settings
 from ..errors import CheckpointError
 from ..images.color_fix import ColorFix
-from ..load import load_pipeline
+from ..load import is_built_in, load_pipeline, path_of
 from ..pipeline import CTSRPipeline
 from ..precision import Precision, choose_dtype
 from ..whole_file import digest
@@ -28,15 +29,23 @@ class LazyPipeline:
     def __post_init__(self) -> None:
         self.dtype = choose_dtype(self.precision, self.device)
         if not self.path.exists():
-            what = (
-                "The built-in model is missing from this installation" if self.name == "mini" else "There is no model"
-            )
+            built_in = "The built-in model is missing from this installation"
+            what = built_in if is_built_in(self.name) else "There is no model"
             raise CheckpointError(f"{what}: {self.path} does not exist; give a .safetensors file, a folder or 'mini'.")
 
     @property
     def path(self) -> Path:
         """The weights: a file or a folder."""
-        return MINI_WEIGHTS if self.name == "mini" else Path(self.name)
+        return path_of(self.name)
+
+    @cached_property
+    def default_scale(self) -> float:
+        """Side of a result / side of its picture where nothing is asked for; read without loading the networks."""
+        return float(stored_settings(self.path).get("default_scale", DEFAULT_SCALE))
+
+    def settled(self, options: Options) -> Options:
+        """The options, with the checkpoint's own scale where they say nothing of how large results are."""
+        return replace(options, size=options.size.or_scale(self.default_scale))
 
     @cached_property
     def pipeline(self) -> CTSRPipeline:
@@ -69,7 +78,7 @@ class LazyPipeline:
         asked = {"strip_metadata": options.strip_metadata, **asdict(options.encoding)}
         return {
             "ctsr": __version__,
-            "model": self.name if self.name == "mini" else self.path.resolve().name,
+            "model": self.name if is_built_in(self.name) else self.path.resolve().name,
             "weights": self.digest,
             "t": options.t,
             **options.size.settings(),

@@ -21,7 +21,7 @@ class Size:
     """One way to say how large results are; raises ValueError for two at once, and for what no picture can have.
 
     Attributes:
-        scale: side of the result / side of the picture; 4 where nothing is given.
+        scale: side of the result / side of the picture; 4 where nothing is given, see `or_scale`.
         size: width and height in pixels; one of them may be None and then follows from the other.
         fit: width and height of a box that the result touches and does not leave; proportions stay.
         long_side: pixels of the longer side.
@@ -44,6 +44,10 @@ class Size:
             raise ValueError(f"--megapixels must be a positive number, such as 8.3, not {self.megapixels}.")
         width, height = self.size or self.fit or (self.long_side, None)
         check_size(1 if height is None else height, 1 if width is None else width)
+
+    def or_scale(self, scale: float) -> "Size":
+        """Itself, or that scale where nothing is given."""
+        return Size(scale) if self == Size() else self
 
     def of(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the result of a picture of that height and width; halves up, at least 1."""

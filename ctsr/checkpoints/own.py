@@ -37,7 +37,9 @@ from .inspect import INDEX, Contents, library, look
 
 logger = logging.getLogger(__name__)
 
-MINI_WEIGHTS = Path(__file__).parents[1] / "weights" / "ctsr-mini.safetensors"
+_WEIGHTS = Path(__file__).parents[1] / "weights"
+MINI_WEIGHTS = _WEIGHTS / "ctsr-mini.safetensors"
+LOWLIGHT_WEIGHTS = _WEIGHTS / "ctsr-lowlight.safetensors"
 _CLASSES: Mapping[str, type[ModelMixin]] = {
     cls.__name__: cls
     for cls in (
@@ -66,6 +68,8 @@ SETTINGS = (
     "color_fix",
     "about",
     "time_aware_unet",
+    "task",
+    "default_scale",
 )
 # What building and filling a model raises when its configuration or weights do not fit.
 _BROKEN = (AttributeError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError)
@@ -197,6 +201,16 @@ def _read_single_file(contents: Contents) -> tuple[dict[str, Any], dict[str, Ten
         return json.loads(text), tensors
     except ValueError as error:
         raise CheckpointError(f"{path} holds a damaged configuration ({first_line(error)}); fetch it again.") from error
+
+
+def stored_settings(path: Path) -> Mapping[str, Any]:
+    """Settings of a file or folder of ours without loading it; none of what cannot be read, which loading will name."""
+    try:
+        if path.is_dir():
+            return cast("Mapping[str, Any]", json.loads((path / INDEX).read_text(encoding="utf-8")))
+        return json.loads(look(path).metadata["config"])["settings"]
+    except (OSError, CheckpointError, KeyError, ValueError):
+        return {}
 
 
 def load_folder(

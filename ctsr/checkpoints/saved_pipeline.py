@@ -64,6 +64,16 @@ class SavedPipeline(DiffusionPipeline):
         return other
 
     @property
+    def default_scale(self) -> float:
+        """Side of the result / side of the picture that the checkpoint is trained for."""
+        return float(cast(float, self.config["default_scale"]))
+
+    @property
+    def changes_light(self) -> bool:
+        """Whether results are to be lighter than their pictures, whose low frequencies no colour fix may bring back."""
+        return self.config["task"] == "lowlight"
+
+    @property
     def scaling_factor(self) -> float:
         """s of z = s * E(x)."""
         return float(self.vae.config["scaling_factor"])

@@ -37,7 +37,10 @@ def test_the_pack_brings_these_nodes_and_no_others(server):
 
 def test_the_kept_description_is_the_hosts(server):
     found = {name: server.get(f"/object_info/{name}")[name] for name in NODES}
-    found["LoadCTSR"]["input"]["required"]["checkpoint"][1]["options"] = ["ctsr-mini (built-in)"]
+    found["LoadCTSR"]["input"]["required"]["checkpoint"][1]["options"] = [
+        "ctsr-mini (built-in)",
+        "ctsr-lowlight (built-in)",
+    ]
     for info in found.values():
         info["python_module"] = "custom_nodes.CTSR"
     if os.environ.get("WRITE_OBJECT_INFO") == "1":

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 
 BUILT_IN = "ctsr-mini (built-in)"
+BUILT_INS = [BUILT_IN, "ctsr-lowlight (built-in)"]
 
 
 class FolderPaths(ModuleType):
@@ -74,7 +75,7 @@ def put_folder(path: Path) -> Path:
 
 
 def test_without_a_folder_there_is_the_built_in_one(checkpoints):
-    assert checkpoints.choices() == [BUILT_IN]
+    assert checkpoints.choices() == BUILT_INS
     assert checkpoints.find(BUILT_IN) is None
 
 
@@ -82,7 +83,7 @@ def test_files_below_the_folder_are_offered_by_their_relative_names(checkpoints,
     file, below = put(own / "one.safetensors"), put(own / "sub" / "two.safetensors")
     put(own / "notes.txt")
     put(own / "old.ckpt")
-    assert checkpoints.choices() == [BUILT_IN, "one.safetensors", os.path.join("sub", "two.safetensors")]
+    assert checkpoints.choices() == [*BUILT_INS, "one.safetensors", os.path.join("sub", "two.safetensors")]
     assert checkpoints.find("one.safetensors") == file
     assert checkpoints.find(os.path.join("sub", "two.safetensors")) == below
 
@@ -90,7 +91,7 @@ def test_files_below_the_folder_are_offered_by_their_relative_names(checkpoints,
 def test_a_saved_folder_is_one_choice_and_its_parts_are_none(checkpoints, own):
     folder, file = put_folder(own / "big"), put(own / "a.safetensors")
     put(own / "empty" / "readme.md")
-    assert checkpoints.choices() == [BUILT_IN, "a.safetensors", "big"]
+    assert checkpoints.choices() == [*BUILT_INS, "a.safetensors", "big"]
     assert checkpoints.find("big") == folder
     assert checkpoints.find("a.safetensors") == file
 
@@ -111,7 +112,7 @@ def test_extra_paths_are_kept_and_come_first(host, checkpoints, own, tmp_path):
     in_both = put(extra / "both.safetensors", "of the extra path")
     put(own / "both.safetensors", "of models/ctsr")
     folder = put_folder(extra / "big")
-    assert checkpoints.choices() == [BUILT_IN, "both.safetensors", "mine.safetensors", "big"]
+    assert checkpoints.choices() == [*BUILT_INS, "both.safetensors", "mine.safetensors", "big"]
     assert checkpoints.find("both.safetensors") == in_both
     assert checkpoints.find("big") == folder
 

@@ -64,13 +64,22 @@ def mini2_data(softness: float = SOFTEST) -> Data:
     return Data(photos=tyro.MISSING, pairs=Pairs(crop=128, softness=softness, camera_share=0.7, bicubic_share=0.05))
 
 
+def lowlight_data() -> Data:
+    """Low light's: at the picture's own size, the photograph itself as ground truth, and some that are light enough.
+
+    160 px: how dark a place should be is seen around it, and the network sees 92 px on each side.
+    """
+    pairs = Pairs(crop=160, task="lowlight", scale=1, softness=0.0, bicubic_share=0.05)
+    return Data(photos=tyro.MISSING, pairs=pairs)
+
+
 def sd21_data() -> Data:
     """The papers': 512 px, heavy degradation, the photograph itself as ground truth."""
     return Data(photos=tyro.MISSING, pairs=Pairs(crop=512, degradation="realesrgan", softness=0.0))
 
 
 def open_source(data: Data, photos: Photos) -> Source:
-    """Batches with `index` [B], `lr` [B, 3, h, w], `soft` and `sharp` [B, 3, 4h, 4w], see `pairs.make_pair`."""
+    """Batches with `index` [B], `lr` [B, 3, h, w], `soft` and `sharp` [B, 3, H, W], see `pairs.make_pair`."""
     if data.shards is not None or data.has_index:
         return ShardSource(shard_paths(data), data.pairs, data.crops, data.degrade_on == "device")
     if data.degrade_on == "device":
@@ -98,12 +107,12 @@ def shard_paths(data: Data) -> list[str | Path]:
 
 def restored_source(data: Data, lr: Path, restored: Path, hr: Path | None, realistic: Path | None = None) -> Source:
     """Batches from pictures that other restorers made, as `soft` and `realistic`; see `pairs.paired_photos`."""
-    pictures = paired_photos(lr, restored, hr, realistic)
+    pictures = paired_photos(lr, restored, hr, realistic, data.pairs.scale)
     return ByNumber(lambda index: pictures.make(index, data.pairs.crop, data.pairs.seed))
 
 
 def taught_source(data: Data, photos: Photos, folders: tuple[Path, Path, Path, Path], share: float) -> Source:
-    """As `open_source`, with `realistic` and `faithful` [B, 3, 4h, 4w] in [-1, 1] beside: what each end is to draw.
+    """As `open_source`, with `realistic` and `faithful` [B, 3, H, W] in [-1, 1] beside: what each end is to draw.
 
     Args:
         data: of the degraded photographs, which are their own aims.
@@ -124,7 +133,7 @@ def taught_source(data: Data, photos: Photos, folders: tuple[Path, Path, Path, P
             "and --data.degrade-on workers, or --taught-share 1."
         )
     lr, hr, realistic, faithful = folders
-    pictures = paired_photos(lr, faithful, hr, realistic)
+    pictures = paired_photos(lr, faithful, hr, realistic, data.pairs.scale)
 
     def make(index: int) -> Sample:
         if np.random.default_rng((data.pairs.seed, 2, index)).random() >= share:

@@ -9,6 +9,7 @@ What is drawn is drawn by the functions `draw_...`; `degradation_batched` draws 
 """
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Any, Literal
 
 import cv2
@@ -21,7 +22,7 @@ Kernel = NDArray[np.float32]
 Degradation = Literal["camera", "realesrgan", "mix"]
 Resizer = Literal["area", "bilinear", "bicubic"]
 
-SCALE = 4
+SCALE = 4  # by default, and the one that the lens of `camera` is given for
 CAMERA_SHARE = 0.8  # of the mix: real pictures are blurred but fairly clean
 RESIZERS: tuple[Resizer, ...] = ("area", "bilinear", "bicubic")
 INTERPOLATION = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}
@@ -73,7 +74,7 @@ class OrderDraw:
 
 @dataclass(frozen=True)
 class LastDraw:
-    """The end of Real-ESRGAN's chain: the resize to a quarter and the sinc filter, before or after the last JPEG."""
+    """The end of Real-ESRGAN's chain: the resize to the LR size and the sinc filter, before or after the last JPEG."""
 
     quality: int
     how: Resizer
@@ -196,11 +197,12 @@ def draw_two_orders(rng: np.random.Generator) -> TwoOrders:
     return TwoOrders(draw_order(FIRST, rng), draw_quality(rng), draw_order(SECOND, rng), draw_last(rng))
 
 
-def draw_lens(rng: np.random.Generator) -> tuple[Kernel, Resizer]:
-    """Of a camera: an elliptic Gaussian of 0.3 to 3 px, and how the larger pixels sample it."""
+def draw_lens(rng: np.random.Generator, scale: int = SCALE) -> tuple[Kernel, Resizer]:
+    """Of a camera: an elliptic Gaussian of 0.3 to 3 px at x4, and how the larger pixels sample it."""
     first = rng.uniform(0.3, 3.0)
     second = float(np.clip(first * rng.uniform(0.7, 1.4), 0.3, 3.2))
-    kernel = normalised(np.exp(-0.5 * distances(21, (first, second), rng.uniform(0, np.pi))))
+    sigma, size = (first * scale / SCALE, second * scale / SCALE), 2 * ceil(2.5 * max(scale, SCALE)) + 1
+    kernel = normalised(np.exp(-0.5 * distances(size, sigma, rng.uniform(0, np.pi))))
     return kernel, "area" if rng.random() < 0.7 else "bicubic"
 
 
@@ -248,9 +250,9 @@ def one_order(x: Picture, draw: OrderDraw, size: tuple[int, int], rng: np.random
     return (noisy if draw.gaussian else poisson)(x, draw.strength, draw.grey, rng)
 
 
-def realesrgan(hr: Picture, rng: np.random.Generator) -> Picture:
-    """Both orders; the last resize to a quarter with the last sinc, and the last JPEG, in random order."""
-    h, w = hr.shape[0] // SCALE, hr.shape[1] // SCALE
+def realesrgan(hr: Picture, rng: np.random.Generator, scale: int = SCALE) -> Picture:
+    """Both orders; the last resize to the LR size with the last sinc, and the last JPEG, in random order."""
+    h, w = hr.shape[0] // scale, hr.shape[1] // scale
     draw = draw_two_orders(rng)
     x = jpeg(one_order(hr, draw.first, hr.shape[:2], rng), draw.quality)
     x = one_order(x, draw.second, (h, w), rng)
@@ -262,10 +264,10 @@ def realesrgan(hr: Picture, rng: np.random.Generator) -> Picture:
     return jpeg(x, draw.last.quality) if draw.last.jpeg_last else x
 
 
-def camera(hr: Picture, rng: np.random.Generator) -> Picture:
-    """Lens blur of 0.3 to 3 px (an ellipse), area sampling; often a little noise, light JPEG or sharpening."""
-    kernel, how = draw_lens(rng)
-    x = resize(blur(hr, kernel), hr.shape[0] // SCALE, hr.shape[1] // SCALE, how)
+def camera(hr: Picture, rng: np.random.Generator, scale: int = SCALE) -> Picture:
+    """Lens blur of 0.3 to 3 px at x4 (an ellipse), area sampling; often a little noise, light JPEG or sharpening."""
+    kernel, how = draw_lens(rng, scale)
+    x = resize(blur(hr, kernel), hr.shape[0] // scale, hr.shape[1] // scale, how)
     grain = draw_grain(rng)
     if grain is not None:
         x = noisy(x, *grain, rng)
@@ -278,18 +280,23 @@ def camera(hr: Picture, rng: np.random.Generator) -> Picture:
 
 
 def degrade(
-    hr: NDArray[np.uint8], kind: Degradation, rng: np.random.Generator, camera_share: float = CAMERA_SHARE
+    hr: NDArray[np.uint8],
+    kind: Degradation,
+    rng: np.random.Generator,
+    camera_share: float = CAMERA_SHARE,
+    scale: int = SCALE,
 ) -> NDArray[np.uint8]:
-    """A quarter-size twin.
+    """A low-resolution twin.
 
     Args:
-        hr: photograph [H, W, 3] uint8, H and W multiples of 4.
+        hr: photograph [H, W, 3] uint8, H and W multiples of `scale`.
         kind: `camera`, `realesrgan`, or `mix` of the two.
         rng: where all randomness comes from.
         camera_share: share of `camera` in the mix.
+        scale: side of `hr` / side of the twin.
 
     Returns:
-        [H/4, W/4, 3] uint8.
+        [H/scale, W/scale, 3] uint8.
     """
     make = camera if draw_kind(kind, camera_share, rng) == "camera" else realesrgan
-    return clip(np.rint(make(hr.astype(np.float32), rng))).astype(np.uint8)
+    return clip(np.rint(make(hr.astype(np.float32), rng, scale))).astype(np.uint8)

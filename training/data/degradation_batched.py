@@ -43,6 +43,7 @@ from training.data.degradation import (
 )
 from training.data.pairs import Pairs, draw_plain, draw_softness, timestep_of
 from training.data.photos import Crop, Photos, draw_crop
+from training.data.same_size import DRAWS, Light, SameSize
 from training.engine.sources import Sample
 
 JPEG_BLOCK = 16  # px: 8x8 blocks of chroma at half size
@@ -62,6 +63,9 @@ class Camera:
     quality: int | None
 
 
+Drawn = Camera | TwoOrders | SameSize
+
+
 @dataclass(frozen=True)
 class Plan:
     """What is done with a crop, as drawn.
@@ -70,22 +74,26 @@ class Plan:
         softness: sigma in px of the blur between `sharp` and `soft`.
         degradation: None for plain bicubic.
         noise: seed of the noise fields.
+        scale: side of `sharp` / side of `lr`, the same in all plans of a batch.
     """
 
     softness: float
-    degradation: Camera | TwoOrders | None
+    degradation: Drawn | None
     noise: int
+    scale: int = SCALE
 
 
-def draw_camera(rng: np.random.Generator) -> Camera:
+def draw_camera(rng: np.random.Generator, scale: int) -> Camera:
     """As `degradation.camera` does."""
-    return Camera(*draw_lens(rng), draw_grain(rng), draw_sharpening(rng), draw_camera_quality(rng))
+    return Camera(*draw_lens(rng, scale), draw_grain(rng), draw_sharpening(rng), draw_camera_quality(rng))
 
 
-def draw_degradation(pairs: Pairs, rng: np.random.Generator) -> Camera | TwoOrders:
-    """One of the two kinds."""
+def draw_degradation(pairs: Pairs, rng: np.random.Generator) -> Drawn:
+    """As `pairs.twin` does."""
+    if pairs.task != "sr":
+        return DRAWS[pairs.task](rng)
     is_camera = draw_kind(pairs.degradation, pairs.camera_share, rng) == "camera"
-    return draw_camera(rng) if is_camera else draw_two_orders(rng)
+    return draw_camera(rng, pairs.scale) if is_camera else draw_two_orders(rng)
 
 
 def draw_plan(pairs: Pairs, rng: np.random.Generator) -> Plan:
@@ -93,7 +101,7 @@ def draw_plan(pairs: Pairs, rng: np.random.Generator) -> Plan:
     softness, degradation = 0.0, None
     if not draw_plain(pairs, rng):
         softness, degradation = draw_softness(pairs, rng), draw_degradation(pairs, rng)
-    return Plan(softness, degradation, int(rng.integers(2**63)))
+    return Plan(softness, degradation, int(rng.integers(2**63)), pairs.scale)
 
 
 def draw_sample(sizes: Sequence[tuple[int, int]], pairs: Pairs, index: int) -> tuple[int, Crop, Plan]:
@@ -190,6 +198,11 @@ def poisson(x: Tensor, scale: float, grey: bool, generator: torch.Generator) -> 
     return (x + scale * shot).clamp(0, 255)
 
 
+def darken(x: Tensor, light: Light) -> Tensor:
+    """See `same_size.darken`."""
+    return 255 * light.gain * (x / 255) ** light.gamma
+
+
 def one_order(
     x: Tensor,
     sides: Sequence[int],
@@ -223,33 +236,45 @@ def one_order(
     return torch.stack(rows), new
 
 
-def realesrgan(x: Tensor, draws: Sequence[TwoOrders], generators: Sequence[torch.Generator]) -> Tensor:
-    """See `degradation.realesrgan`: [B, 3, S, S] -> [B, 3, S/4, S/4]."""
-    side, quarter = x.shape[-1], x.shape[-1] // SCALE
+def realesrgan(x: Tensor, draws: Sequence[TwoOrders], generators: Sequence[torch.Generator], small: int) -> Tensor:
+    """See `degradation.realesrgan`: [B, 3, S, S] -> [B, 3, small, small]."""
+    side = x.shape[-1]
     x, sides = one_order(x, [side] * len(draws), FIRST, [draw.first for draw in draws], side, generators)
     x = jpeg(x, [draw.quality for draw in draws])
-    x, sides = one_order(x, sides, SECOND, [draw.second for draw in draws], quarter, generators)
+    x, sides = one_order(x, sides, SECOND, [draw.second for draw in draws], small, generators)
     lasts = [draw.last for draw in draws]
     x = jpeg(x, [None if last.jpeg_last else last.quality for last in lasts])
-    x = torch.stack([resize(y[:, :n, :n], quarter, last.how) for y, n, last in zip(x, sides, lasts, strict=True)])
-    x = blur(x, [last.sinc for last in lasts], [quarter] * len(lasts))
+    x = torch.stack([resize(y[:, :n, :n], small, last.how) for y, n, last in zip(x, sides, lasts, strict=True)])
+    x = blur(x, [last.sinc for last in lasts], [small] * len(lasts))
     return jpeg(x, [last.quality if last.jpeg_last else None for last in lasts])
 
 
-def camera(x: Tensor, draws: Sequence[Camera], generators: Sequence[torch.Generator]) -> Tensor:
-    """See `degradation.camera`: [B, 3, S, S] -> [B, 3, S/4, S/4]."""
-    side, quarter = x.shape[-1], x.shape[-1] // SCALE
-    x = blur(x, [draw.kernel for draw in draws], [side] * len(draws))
+def camera(x: Tensor, draws: Sequence[Camera], generators: Sequence[torch.Generator], small: int) -> Tensor:
+    """See `degradation.camera`: [B, 3, S, S] -> [B, 3, small, small]."""
+    x = blur(x, [draw.kernel for draw in draws], [x.shape[-1]] * len(draws))
     rows: list[Tensor] = []
     for picture, draw, generator in zip(x, draws, generators, strict=True):
-        small = resize(picture, quarter, draw.how)
-        rows.append(small if draw.grain is None else noisy(small, *draw.grain, generator))
+        taken = resize(picture, small, draw.how)
+        rows.append(taken if draw.grain is None else noisy(taken, *draw.grain, generator))
     x = torch.stack(rows)
     sharpenings = [draw.sharpening or (0.0, 0.0) for draw in draws]
     amounts = torch.tensor([amount for amount, _ in sharpenings], device=x.device).view(-1, 1, 1, 1)
     kernels = [gaussian_kernel(sigma) for _, sigma in sharpenings]
-    x = x + amounts * (x - blur(x, kernels, [quarter] * len(draws)))
+    x = x + amounts * (x - blur(x, kernels, [small] * len(draws)))
     return jpeg(x, [draw.quality for draw in draws])
+
+
+def spoil(x: Tensor, draws: Sequence[SameSize], generators: Sequence[torch.Generator]) -> Tensor:
+    """See `same_size.spoil`: [B, 3, S, S] -> the same."""
+    x = torch.stack([y if d.light is None else darken(y, d.light) for y, d in zip(x, draws, strict=True)])
+    x = blur(x, [draw.kernel for draw in draws], [x.shape[-1]] * len(draws))
+    rows: list[Tensor] = []
+    for picture, draw, generator in zip(x, draws, generators, strict=True):
+        black, slope = draw.noise or (0.0, 0.0)
+        sigma = (black**2 + slope * picture.clamp(0, 255)).sqrt()
+        grain = torch.randn(picture.shape, generator=generator, device=x.device)
+        rows.append((picture + sigma * grain).clamp(0, 255))
+    return jpeg(torch.stack(rows), [draw.quality for draw in draws])
 
 
 def pick(draws: Sequence[object], kind: type[DrawT]) -> tuple[list[int], list[DrawT]]:
@@ -258,25 +283,31 @@ def pick(draws: Sequence[object], kind: type[DrawT]) -> tuple[list[int], list[Dr
     return [number for number, _ in found], [draw for _, draw in found]
 
 
-def degrade(x: Tensor, draws: Sequence[Camera | TwoOrders | None], generators: Sequence[torch.Generator]) -> Tensor:
-    """Quarter-size twins.
+def degrade(
+    x: Tensor, draws: Sequence[Drawn | None], generators: Sequence[torch.Generator], scale: int = SCALE
+) -> Tensor:
+    """Low-resolution twins.
 
     Args:
-        x: [B, 3, S, S], whole numbers in 0..255, S a multiple of 4.
+        x: [B, 3, S, S], whole numbers in 0..255, S a multiple of `scale`.
         draws: one a picture; None for plain bicubic.
         generators: of the noise, one a picture, on the device of `x`.
+        scale: side of `x` / side of the twins.
 
     Returns:
-        [B, 3, S/4, S/4], whole numbers in 0..255.
+        [B, 3, S/scale, S/scale], whole numbers in 0..255.
     """
-    quarter = x.shape[-1] // SCALE
-    out = F.interpolate(x, size=(quarter, quarter), mode="bicubic", antialias=True)
+    small = x.shape[-1] // scale
+    out = F.interpolate(x, size=(small, small), mode="bicubic", antialias=True)
     cameras, camera_draws = pick(draws, Camera)
     if cameras:
-        out[cameras] = camera(x[cameras], camera_draws, [generators[number] for number in cameras])
+        out[cameras] = camera(x[cameras], camera_draws, [generators[number] for number in cameras], small)
     chains, chain_draws = pick(draws, TwoOrders)
     if chains:
-        out[chains] = realesrgan(x[chains], chain_draws, [generators[number] for number in chains])
+        out[chains] = realesrgan(x[chains], chain_draws, [generators[number] for number in chains], small)
+    same, same_draws = pick(draws, SameSize)
+    if same:
+        out[same] = spoil(x[same], same_draws, [generators[number] for number in same])
     return to_levels(out)
 
 
@@ -296,7 +327,7 @@ def samples_of(index: Tensor, sharp: Tensor, plans: Sequence[Plan]) -> Sample:
     generators = [torch.Generator(device).manual_seed(plan.noise) for plan in plans]
     kernels = [gaussian_kernel(plan.softness) for plan in plans]
     soft = blur(sharp, kernels, [sharp.shape[-1]] * len(plans)).round()
-    lr = degrade(soft, [plan.degradation for plan in plans], generators)
+    lr = degrade(soft, [plan.degradation for plan in plans], generators, plans[0].scale)
     timesteps = torch.tensor([timestep_of(plan.softness) for plan in plans], device=device)
     pictures = {"lr": lr, "soft": soft, "sharp": sharp}
     return {"index": index.to(device), "timestep": timesteps} | {name: x / 127.5 - 1 for name, x in pictures.items()}

@@ -1,14 +1,14 @@
 """Training pairs: a low-resolution twin of a photograph, or of another restorer's picture.
 
-A sample is a pure function of a seed and its number: `lr` [3, crop/4, crop/4], `soft` (what the LR was made from) and
-`sharp` (the photograph) [3, crop, crop], fp32 in [-1, 1], and two int64 scalars: `index`, the number, and `timestep`,
-which says how crisp `soft` is.
+A sample is a pure function of a seed and its number: `lr` [3, crop/scale, crop/scale], `soft` (what the LR was made
+from) and `sharp` (the photograph) [3, crop, crop], fp32 in [-1, 1], and two int64 scalars: `index`, the number, and
+`timestep`, which says how crisp `soft` is.
 """
 
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +30,7 @@ from training.data.photos import (
     read_photo,
     warn_of_skipped,
 )
+from training.data.same_size import DRAWS, Task, spoil
 from training.engine.sources import Sample
 
 logger = logging.getLogger(__name__)
@@ -47,16 +48,21 @@ class Pairs:
     """How low-resolution twins are made.
 
     Attributes:
-        crop: side of `soft` and `sharp` in px, a multiple of 16.
-        degradation: "camera", "realesrgan", or "mix" of the two.
+        crop: side of `soft` and `sharp` in px, a multiple of 16 and of `scale`.
+        task: "sr", or "lowlight", "deblur" or "dejpeg" at the picture's own size, see `same_size`.
+        scale: side of `sharp` / side of `lr`; 1 for all tasks but "sr".
+        degradation: of "sr": "camera", "realesrgan", or "mix" of the two.
         softness: largest sigma in px of the blur between `sharp` and `soft`: the ground truth of a camera picture is
             not razor-sharp, so the faithful target is not either.
         camera_share: share of "camera" in the mix.
-        bicubic_share: share of samples whose LR is the sharp photograph, bicubic / 4, and nothing else; TADSR uses .01.
+        bicubic_share: share of samples whose LR is the sharp photograph, bicubic / scale, and nothing else; TADSR uses
+            .01. At scale 1 it is the photograph itself, which a model is to leave alone.
         seed: of all samples.
     """
 
     crop: int = 160
+    task: Task = "sr"
+    scale: int = SCALE
     degradation: Degradation = "mix"
     softness: float = 1.0
     camera_share: float = CAMERA_SHARE
@@ -64,8 +70,10 @@ class Pairs:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.crop <= 0 or self.crop % GRID:
-            raise ValueError(f"crop is {self.crop}: give a multiple of {GRID}.")
+        if self.scale < 1 or (self.task != "sr" and self.scale != 1):
+            raise ValueError(f"scale is {self.scale}: give 1 or more for sr, 1 for the other tasks.")
+        if self.crop <= 0 or self.crop % GRID or self.crop % self.scale:
+            raise ValueError(f"crop is {self.crop}: give a multiple of {GRID} and of the scale, {self.scale}.")
         if not 0 <= self.softness < math.inf:
             raise ValueError(f"softness is {self.softness}: give a sigma of 0 px or more.")
 
@@ -75,9 +83,9 @@ def to_tensor(pixels: Pixels) -> Tensor:
     return torch.tensor(pixels).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def bicubic(pixels: Pixels) -> Pixels:
-    """A quarter of the size, antialiased."""
-    size = pixels.shape[1] // SCALE, pixels.shape[0] // SCALE
+def bicubic(pixels: Pixels, scale: int = SCALE) -> Pixels:
+    """1 / scale of the size, antialiased."""
+    size = pixels.shape[1] // scale, pixels.shape[0] // scale
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC))
 
 
@@ -101,6 +109,13 @@ def soften(sharp: Pixels, sigma: float) -> Pixels:
     return np.rint(gaussian(sharp.astype(np.float32), sigma)).astype(np.uint8)
 
 
+def twin(soft: Pixels, pairs: Pairs, rng: np.random.Generator) -> Pixels:
+    """What a model is given of a ground truth [H, W, 3]: [H/scale, W/scale, 3]."""
+    if pairs.task == "sr":
+        return degrade(soft, pairs.degradation, rng, pairs.camera_share, pairs.scale)
+    return spoil(soft, DRAWS[pairs.task](rng), rng)
+
+
 def sample_of(index: int, lr: Pixels, soft: Pixels, sharp: Pixels, timestep: int | None = None) -> Sample:
     """Pictures [H, W, 3] uint8 as a sample; without `timestep` where nobody knows how crisp `soft` is."""
     known = {} if timestep is None else {"timestep": torch.tensor(timestep)}
@@ -116,11 +131,10 @@ def pair_of(pixels: Pixels, pairs: Pairs, index: int, rng: np.random.Generator) 
     """
     sharp = random_crop(pixels, pairs.crop, rng)
     if draw_plain(pairs, rng):
-        return sample_of(index, bicubic(sharp), sharp, sharp, timestep_of(0.0))
+        return sample_of(index, bicubic(sharp, pairs.scale), sharp, sharp, timestep_of(0.0))
     sigma = draw_softness(pairs, rng)
     soft = soften(sharp, sigma)
-    lr = degrade(soft, pairs.degradation, rng, pairs.camera_share)
-    return sample_of(index, lr, soft, sharp, timestep_of(sigma))
+    return sample_of(index, twin(soft, pairs, rng), soft, sharp, timestep_of(sigma))
 
 
 def make_pair(photos: Photos, pairs: Pairs, index: int) -> Sample:
@@ -133,14 +147,15 @@ def make_pair(photos: Photos, pairs: Pairs, index: int) -> Sample:
 def held_back_pairs(
     photos: Photos, pairs: Pairs, size: int = 384, least_softness: float = 0.0, rank: int = 0, world: int = 1
 ) -> list[Sample]:
-    """One fixed pair, `camera` degraded, from the middle of every held-back photograph.
+    """One fixed pair from the middle of every held-back photograph, `camera` degraded where the task is "sr".
 
     Unreadable and too small ones are skipped, counted and named.
 
     Args:
         photos: of which the held-back ones are taken.
-        pairs: softness and seed.
-        size: side of `soft` and `sharp` in px; of a smaller photograph as much as it allows, a multiple of 16.
+        pairs: task, scale, softness and seed.
+        size: side of `soft` and `sharp` in px; of a smaller photograph as much as it allows, a multiple of 16 and of
+            the scale.
         least_softness: smallest sigma in px of the blur between `sharp` and `soft`; the largest is `pairs.softness`.
         rank, world: the photographs are dealt out to `world` processes; these are those of process `rank`.
 
@@ -153,24 +168,25 @@ def held_back_pairs(
         raise ValueError(f"least softness is {least_softness}: give one from 0 to {pairs.softness} px, the largest.")
     samples: list[Sample] = []
     skipped: list[str] = []
+    grid, settings = math.lcm(GRID, pairs.scale), replace(pairs, degradation="camera")
     for index, (name, path) in list(enumerate(sorted(photos.held_back.items())))[rank::world]:
         pixels = read_large(path, photos.min_side)
         if pixels is None:
             skipped.append(name)
             continue
         rng = np.random.default_rng((pairs.seed, 1, index))
-        side = min(size, *pixels.shape[:2]) // GRID * GRID
+        side = min(size, *pixels.shape[:2]) // grid * grid
         top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
         sharp = np.ascontiguousarray(pixels[top : top + side, left : left + side])
         sigma = least_softness + (pairs.softness - least_softness) * rng.random()
         soft = soften(sharp, sigma)
-        samples.append(sample_of(index, degrade(soft, "camera", rng), soft, sharp, timestep_of(sigma)))
+        samples.append(sample_of(index, twin(soft, settings, rng), soft, sharp, timestep_of(sigma)))
     warn_of_skipped(skipped)
     return samples
 
 
 class Row(NamedTuple):
-    """One LR picture [h, w, 3] and, [4h, 4w, 3] each, what restorers made of it and the ground truth."""
+    """One LR picture [h, w, 3] and, `scale` times as large, what restorers made of it and the ground truth."""
 
     name: str
     lr: Pixels
@@ -185,6 +201,7 @@ class PairedFolder:
 
     rows: tuple[Row, ...]
     skipped: tuple[str, ...]
+    scale: int = SCALE
 
     def make(self, index: int, crop: int, seed: int = 0) -> Sample:
         """Sample number `index`: a crop of a row drawn anew for each, mirrored and turned at random.
@@ -193,16 +210,16 @@ class PairedFolder:
         `realistic` [3, crop, crop] a realistic restorer's, where there is one.
 
         Raises:
-            ValueError: the crop is no multiple of 4, or larger than the smallest picture.
+            ValueError: the crop is no multiple of the scale, or larger than the smallest picture.
         """
-        smallest = min(self.rows, key=lambda row: min(row.lr.shape[:2]))
-        if crop <= 0 or crop % SCALE or crop // SCALE > min(smallest.lr.shape[:2]):
-            largest = SCALE * min(smallest.lr.shape[:2])
-            raise ValueError(f"crop is {crop}: give a multiple of {SCALE} up to {largest}, as {smallest.name} allows.")
+        scale, smallest = self.scale, min(self.rows, key=lambda row: min(row.lr.shape[:2]))
+        if crop <= 0 or crop % scale or crop // scale > min(smallest.lr.shape[:2]):
+            largest = scale * min(smallest.lr.shape[:2])
+            raise ValueError(f"crop is {crop}: give a multiple of {scale} up to {largest}, as {smallest.name} allows.")
         rng = np.random.default_rng((seed, index))
         row = self.rows[rng.integers(len(self.rows))]
-        at = draw_crop(*row.lr.shape[:2], crop // SCALE, rng, halve=False)
-        enlarged = Crop(SCALE * at.top, SCALE * at.left, crop, at.step, at.mirrored, at.turns)
+        at = draw_crop(*row.lr.shape[:2], crop // scale, rng, halve=False)
+        enlarged = Crop(scale * at.top, scale * at.left, crop, at.step, at.mirrored, at.turns)
         sample = sample_of(index, cut(row.lr, at), cut(row.target, enlarged), cut(row.hr, enlarged))
         if row.realistic is not None:
             sample["realistic"] = to_tensor(cut(row.realistic, enlarged))
@@ -217,34 +234,37 @@ def by_stem(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def read_row(name: str, paths: Sequence[Path]) -> Row | None:
+def read_row(name: str, paths: Sequence[Path], scale: int) -> Row | None:
     """LR, restorer's picture and ground truth, if all can be read."""
     pictures = [read_photo(path) for path in paths]
     if any(picture is None for picture in pictures):
         return None
     lr, *large = (picture for picture in pictures if picture is not None)
     for path, picture in zip(paths[1:], large, strict=True):
-        if picture.shape[:2] != (SCALE * lr.shape[0], SCALE * lr.shape[1]):
-            size, wanted = f"{picture.shape[1]}x{picture.shape[0]}", f"{SCALE * lr.shape[1]}x{SCALE * lr.shape[0]}"
-            raise ValueError(f"{path} is {size} px, but {SCALE} times its LR is {wanted}: give pictures that fit.")
+        if picture.shape[:2] != (scale * lr.shape[0], scale * lr.shape[1]):
+            size, wanted = f"{picture.shape[1]}x{picture.shape[0]}", f"{scale * lr.shape[1]}x{scale * lr.shape[0]}"
+            raise ValueError(f"{path} is {size} px, but {scale} times its LR is {wanted}: give pictures that fit.")
     return Row(name, lr, large[0], large[min(1, len(large) - 1)], large[2] if len(large) > 2 else None)
 
 
-def paired_photos(lr: Path, targets: Path, hr: Path | None = None, realistic: Path | None = None) -> PairedFolder:
+def paired_photos(
+    lr: Path, targets: Path, hr: Path | None = None, realistic: Path | None = None, scale: int = SCALE
+) -> PairedFolder:
     """Reads LR pictures and, of the same stems, those that restorers made of them (CTSR's endpoints).
 
     Args:
         lr: folder of LR pictures.
-        targets: folder of the restorer's pictures, 4 times as large.
+        targets: folder of the restorer's pictures, `scale` times as large.
         hr: folder of the true pictures, if there are any.
         realistic: folder of a realistic restorer's pictures beside them; needs `hr`.
+        scale: side of theirs / side of an LR picture.
 
     Returns:
         All of it in memory; rows with a picture that cannot be read are skipped, counted and named.
 
     Raises:
         FileNotFoundError: a folder has no picture, or none of the stem of an LR picture.
-        ValueError: a picture is not 4 times as large as its LR.
+        ValueError: a picture is not `scale` times as large as its LR.
     """
     folders = [folder for folder in (lr, targets, hr, realistic) if folder is not None]
     files = [by_stem(folder) for folder in folders]
@@ -252,10 +272,10 @@ def paired_photos(lr: Path, targets: Path, hr: Path | None = None, realistic: Pa
         missing = sorted(files[0].keys() - paths.keys())
         if missing:
             raise FileNotFoundError(f"{folder} lacks {len(missing)} pictures of {lr}: {', '.join(missing)}.")
-    rows = {name: read_row(name, [paths[name] for paths in files]) for name in files[0]}
+    rows = {name: read_row(name, [paths[name] for paths in files], scale) for name in files[0]}
     skipped = tuple(name for name, row in rows.items() if row is None)
     if skipped:
         logger.warning("skipped %d of which a picture cannot be read: %s", len(skipped), ", ".join(skipped))
     if len(skipped) == len(rows):
         raise FileNotFoundError(f"no readable pair in {lr} and {targets}: give folders of whole pictures.")
-    return PairedFolder(tuple(row for row in rows.values() if row is not None), skipped)
+    return PairedFolder(tuple(row for row in rows.values() if row is not None), skipped, scale)

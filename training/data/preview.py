@@ -15,7 +15,6 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from training.data.degradation import SCALE
 from training.data.degradation_batched import PairsOnDevice
 from training.data.pairs import Pairs, make_pair
 from training.data.photos import Photos, load_photos
@@ -56,8 +55,9 @@ def make_batch(photos: Photos, preview: Preview) -> Sample:
 def grid(batch: Sample) -> Tensor:
     """Three rows, one column a sample: [3 * crop, B * crop, 3] uint8."""
     lr = batch["lr"]
-    repeated = F.interpolate(lr, scale_factor=SCALE, mode="nearest")
-    rows = torch.stack([repeated, F.interpolate(lr, scale_factor=SCALE, mode="bicubic"), batch["sharp"]])
+    size = batch["sharp"].shape[2:]
+    repeated = F.interpolate(lr, size=size, mode="nearest")
+    rows = torch.stack([repeated, F.interpolate(lr, size=size, mode="bicubic"), batch["sharp"]])
     return rearrange((rows.clamp(-1, 1) + 1) * 127.5, "row b c h w -> (row h) (b w) c").round().byte()
 
 

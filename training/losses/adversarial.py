@@ -26,7 +26,7 @@ from ctsr.models.unet_mini import pixel_norm
 from training.engine.draws import Draws
 from training.engine.sources import Sample
 from training.engine.turn import Turn
-from training.model.one_step import enlarge
+from training.model.one_step import enlarge, scale_of
 
 DETAIL_GAIN = 5.0  # about what brings the detail that an enlargement lacks to unit size
 MARGIN = 8  # px that the random cut takes away
@@ -149,7 +149,7 @@ def look(discriminator: nn.Module, batch: Sample, seed: int, *pictures: Tensor) 
     """
     if isinstance(discriminator, FeatureDiscriminator):
         return [discriminator(x) for x in pictures]
-    *shown, condition = cut(batch, seed, *pictures, enlarge(batch["lr"]))
+    *shown, condition = cut(batch, seed, *pictures, enlarge(batch["lr"], scale_of(batch)))
     logits = cast("list[Tensor]", discriminator(torch.cat(shown), condition.repeat(len(shown), 1, 1, 1)))
     return list(zip(*(row.chunk(len(shown)) for row in logits), strict=True))
 

@@ -20,6 +20,7 @@ from ctsr.models.lora import merge_lora
 from ctsr.models.unet_mini2 import TimeConditionedUNetMini2
 from ctsr.precision import is_accurate
 from training.data.degradation import SCALE
+from training.data.pairs import Pairs
 from training.model.sd21 import load_base
 
 logger = logging.getLogger(__name__)
@@ -27,11 +28,16 @@ logger = logging.getLogger(__name__)
 TIMESTEP = 999  # one step from the far end, as OSEDiff
 
 
-def enlarge(lr: Tensor) -> Tensor:
-    """Bicubic x4 as the pipeline does it, [B, 3, h, w] -> [B, 3, 4h, 4w]."""
-    return F.interpolate(lr, scale_factor=SCALE, mode="bicubic", antialias=True).contiguous(
+def enlarge(lr: Tensor, scale: int = SCALE) -> Tensor:
+    """Bicubic as the pipeline does it, [B, 3, h, w] -> [B, 3, scale * h, scale * w]."""
+    return F.interpolate(lr, scale_factor=scale, mode="bicubic", antialias=True).contiguous(
         memory_format=torch.channels_last
     )
+
+
+def scale_of(batch: Mapping[str, Tensor]) -> int:
+    """Side of a batch's ground truth / side of its LR pictures."""
+    return batch["sharp"].shape[-1] // batch["lr"].shape[-1]
 
 
 NEW = "new"
@@ -57,22 +63,28 @@ def is_base(start: Path | str) -> bool:
     return Path(start).is_dir() and not (index.is_file() and "CTSRPipeline" in index.read_text(encoding="utf-8"))
 
 
-def open_pipeline(start: Path | str, family: str = "ctsr") -> CTSRPipeline:
+def open_pipeline(start: Path | str, family: str = "ctsr", pairs: Pairs | None = None) -> CTSRPipeline:
     """What a stage starts from, in fp32.
 
     Args:
         start: "new" for a ctsr-mini 2 that has yet to be trained, "mini", a file that a stage or `ctsr convert` wrote,
             or the folder of an SD 2.1 base model.
         family: of a base model; files know theirs.
+        pairs: whose task it is to learn, at their scale, whatever it did before; None leaves it as it is.
     """
     if start == NEW:
-        return new_mini(family)
-    if is_base(start):
+        pipeline = new_mini(family)
+    elif is_base(start):
         logger.warning("The prompt is empty for every picture; OSEDiff and its relatives give each its own tags.")
-        return load_base(Path(start), family)
-    pipeline = load_pipeline(start, torch.float32)
-    for part in (pipeline.unet, pipeline.vae):
-        merge_lora(part)  # new adapters of the same names would take the place of kept ones
+        pipeline = load_base(Path(start), family)
+    else:
+        pipeline = load_pipeline(start, torch.float32)
+        for part in (pipeline.unet, pipeline.vae):
+            merge_lora(part)  # new adapters of the same names would take the place of kept ones
+    if pairs is not None:
+        pipeline.register_to_config(task=pairs.task, default_scale=pairs.scale)
+        if pipeline.changes_light:
+            pipeline.register_to_config(color_fix="none")
     return pipeline
 
 
@@ -83,6 +95,7 @@ class OneStep(nn.Module):
         vae, unet: of the pipeline, shared with it and not copied.
         prompt: baked prompt embeddings [1, L, D], or None for UNets without cross-attention.
         family: the method.
+        scale: side of a result / side of a picture.
     """
 
     prompt: Tensor | None
@@ -94,6 +107,7 @@ class OneStep(nn.Module):
         embeddings = pipeline.prompt_embeddings
         self.register_buffer("prompt", None if embeddings is None else embeddings.embeds.clone(), persistent=False)
         self.family: Family = pipeline.family
+        self.scale = pipeline.config["default_scale"]
 
     @property
     def scaling_factor(self) -> float:
@@ -138,7 +152,7 @@ class OneStep(nn.Module):
 
     def forward(self, lr: Tensor, timestep: Tensor | None = None) -> Endpoints:
         """LR [B, 3, h, w] in [-1, 1] -> endpoints, at the family's own timesteps or at `timestep` [B]."""
-        x, family = enlarge(lr), self.family_at(timestep)
+        x, family = enlarge(lr, self.scale), self.family_at(timestep)
         latents = [self.encode(x, step) for step in family.encoder_timesteps]
         inputs = family.unet_inputs(latents)
         return family.endpoints(inputs, [self.predict(each.sample, each.timestep) for each in inputs])

@@ -114,7 +114,7 @@ def measure(model: OneStep, pairs: Sequence[Sample], timesteps: Sequence[int]) -
     for timestep in tqdm(sorted(set(timesteps)), desc="tau"):
         rows: dict[str, list[float]] = {"psnr_y": [], "realism": []}
         for sample in batches_of_one(pairs, model.unet):
-            x = model.decode(model.x0(model.encode(enlarge(sample["lr"]), timestep), timestep))
+            x = model.decode(model.x0(model.encode(enlarge(sample["lr"], model.scale), timestep), timestep))
             rows["psnr_y"].append(psnr_y(x, sample["soft"]))
             rows["realism"].append(realism(x, sample["sharp"]))
         points.append(Point(timestep, **means(rows)))

@@ -28,6 +28,7 @@ from ctsr.families import Endpoints
 from ctsr.models import forward
 from ctsr.models.forward import latent_channels
 from training.data.datasets import Data, mini_data, open_source, sd21_data
+from training.data.pairs import Pairs
 from training.engine.draws import Draws
 from training.engine.run import Run
 from training.engine.sources import Sample
@@ -153,13 +154,13 @@ class FlowModel(OneStep):
     @torch.no_grad()
     def start(self, lr: Tensor, noise: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """x_0 and z_L [B, C, h, w], fp32, of low-resolution pictures; `noise(z_L)` is eps."""
-        condition = self.encode(enlarge(lr)).float()
+        condition = self.encode(enlarge(lr, self.scale)).float()
         return noisy_start(condition, noise(condition), self.family.sigma), condition
 
     def forward(self, lr: Tensor, timestep: Tensor | None = None) -> Endpoints:
         """LR [B, 3, h, w] in [-1, 1] -> the student's endpoints, from the same noise at every call."""
         generator = torch.Generator().manual_seed(self.seed)
-        inputs = self.family.unet_inputs([self.encode(enlarge(lr))], generator)
+        inputs = self.family.unet_inputs([self.encode(enlarge(lr, self.scale))], generator)
         return self.family.endpoints(inputs, [self.predict(each.sample, each.timestep) for each in inputs])
 
 
@@ -233,9 +234,9 @@ class DistilLoss(nn.Module):
         return total({name: weights[name] * term for name, term in terms.items()})
 
 
-def open_flow(start: str) -> CTSRPipeline:
+def open_flow(start: str, pairs: Pairs) -> CTSRPipeline:
     """The pipeline of a start as one of family oftsr: one that is none yet gets the wider conv_in."""
-    pipeline = open_pipeline(start, "osediff")
+    pipeline = open_pipeline(start, "osediff", pairs)
     if pipeline.config["family"] != "oftsr":
         keep_groups(pipeline.unet, latent_channels(pipeline.vae))
         widen_conv_in(pipeline.unet)
@@ -259,7 +260,7 @@ def student_groups(model: FlowModel, what: Adapt) -> tuple[list[Group], nn.Modul
 
 def build_teacher(recipe: TeacherRecipe) -> Stage:
     """The flow."""
-    pipeline = open_flow(recipe.start)
+    pipeline = open_flow(recipe.start, recipe.data.pairs)
     model = SampledFlow(pipeline, recipe.run.seed, recipe.sampled_steps)
     groups = adapt(model, recipe.adapt)
     return Stage(
@@ -272,7 +273,7 @@ def build_teacher(recipe: TeacherRecipe) -> Stage:
 
 def build_student(recipe: DistilRecipe) -> Stage:
     """The one-step model; raises ValueError if it does not start from a teacher's file."""
-    pipeline = open_pipeline(recipe.start)
+    pipeline = open_pipeline(recipe.start, pairs=recipe.data.pairs)
     if pipeline.config["family"] != "oftsr":
         raise ValueError(f"{recipe.start} is of family {pipeline.config['family']!r}: give the file of the teacher.")
     model = FlowModel(pipeline, recipe.run.seed)

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
@@ -119,7 +120,7 @@ class PisaModel(OneStep):
     def latent(self, lr: Tensor) -> Tensor:
         """z of [B, 3, h, w] in [-1, 1], fp32 [B, C, h, w], with the adapters as they are."""
         with torch.no_grad():
-            z = self.encode(enlarge(lr))
+            z = self.encode(enlarge(lr, self.scale))
         return predict_x0(z, self.predict(z, TIMESTEP), *coefficients("residual", TIMESTEP))
 
     def forward(self, lr: Tensor, timestep: Tensor | None = None) -> Endpoints:
@@ -160,7 +161,7 @@ def open_base(recipe: PixelRecipe) -> CTSRPipeline:
     """An SD 2.1 base as family pisa, both variants alike; raises ValueError for another start."""
     if not is_base(recipe.start):
         raise ValueError(f"{recipe.start} is no Stable Diffusion 2.1-base folder: give one as --start.")
-    base = open_pipeline(recipe.start, "osediff")
+    base = open_pipeline(recipe.start, "osediff", recipe.data.pairs)
     names = [name for own in unet_targets(base.unet).values() for name in own]
     sizes = {name: base.unet.get_parameter(f"{name}.weight").shape for name in names}
     rank = recipe.adapt.rank
@@ -169,12 +170,14 @@ def open_base(recipe: PixelRecipe) -> CTSRPipeline:
         for name, size in sizes.items()
     }
     variant = variant_of(pairs, recipe.adapt)
-    return CTSRPipeline(base.vae, base.unet, base.prompt_embeddings, family="pisa", unet_variant=variant)
+    parts = (base.vae, base.unet, base.prompt_embeddings)
+    own: dict[str, Any] = {key: base.config[key] for key in ("task", "default_scale")}
+    return CTSRPipeline(*parts, family="pisa", unet_variant=variant, **own)
 
 
 def open_pixel(recipe: SemanticRecipe) -> CTSRPipeline:
     """The file of the pixel stage; raises ValueError for another family."""
-    pipeline = open_pipeline(recipe.start)
+    pipeline = open_pipeline(recipe.start, pairs=recipe.data.pairs)
     if pipeline.family.name != "pisa":
         raise ValueError(f"{recipe.start} is of family {pipeline.family.name!r}: give the file of the pixel stage.")
     return pipeline
@@ -233,7 +236,7 @@ def build(recipe: PixelRecipe | SemanticRecipe) -> Stage:
     groups = adapters_alone(model, recipe.adapt)
 
     def write_semantic() -> None:
-        finished = open_pipeline(recipe.start)
+        finished = open_pipeline(recipe.start, pairs=recipe.data.pairs)
         finished.unet_variant = variant_of(pairs_of(model.unet), recipe.adapt)
         save(finished, recipe.run.out)
 

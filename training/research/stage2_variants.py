@@ -176,7 +176,7 @@ class Printed(nn.Module):
 def encoded(model: OneStep, lr: Tensor) -> Tensor:
     """z_L of low-resolution pictures [B, 3, h, w]; no gradient, the encoder is stage 1's."""
     with torch.no_grad():
-        return model.encode(enlarge(lr), model.family.encoder_timesteps[0])
+        return model.encode(enlarge(lr, model.scale), model.family.encoder_timesteps[0])
 
 
 def dial_and_later(draws: Draws, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -188,7 +188,8 @@ def dial_and_later(draws: Draws, like: Tensor) -> tuple[Tensor, Tensor]:
 def build(recipe: Recipe) -> Stage:
     """The stage of a recipe; it writes the UNet alone, by `save_pretrained`."""
     check(recipe)
-    model, stage1 = OneStep(open_pipeline(recipe.start)), frozen(open_pipeline(recipe.start), recipe.adapt)
+    pipeline, before = (open_pipeline(recipe.start, pairs=recipe.data.pairs) for _ in range(2))
+    model, stage1 = OneStep(pipeline), frozen(before, recipe.adapt)
     if recipe.variant == "B2":
         add_time_condition(model.unet)
         groups = adapt(model, recipe.adapt)

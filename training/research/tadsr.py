@@ -119,7 +119,7 @@ class Generator(nn.Module):
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W], `latents` [B, C, h, w], `timestep` [B]."""
         timestep = draw_timesteps(Draws(batch["index"], self.recipe.run.seed)).to(batch["lr"].device)
-        z = self.model.x0(self.model.encode(enlarge(batch["lr"]), timestep), timestep)
+        z = self.model.x0(self.model.encode(enlarge(batch["lr"], self.model.scale), timestep), timestep)
         x = self.model.decode(z)
         shown = weigh_gradient(x, timestep / TIMESTEP) if self.recipe.adversarial_by_timestep else x
         judged = self.terms.judged(z, x, batch)
@@ -139,7 +139,7 @@ class Generator(nn.Module):
 
 def open_start(recipe: Recipe) -> CTSRPipeline:
     """The pipeline that `recipe.start` names, as one of family tadsr."""
-    pipeline = open_pipeline(recipe.start, "tadsr")
+    pipeline = open_pipeline(recipe.start, "tadsr", recipe.data.pairs)
     keep_groups(pipeline.unet, latent_channels(pipeline.vae))
     pipeline.register_to_config(
         family="tadsr", parameterization=recipe.parameterization, encoder_timesteps=None, dial_timesteps=None

@@ -29,7 +29,7 @@ from training.engine.sources import Sample
 from training.engine.turn import Turn
 from training.model.adapt import autoencoder_groups
 from training.model.dct_init import dct_init_
-from training.model.one_step import TIMESTEP, enlarge
+from training.model.one_step import TIMESTEP, enlarge, scale_of
 from training.stages.stage import SHOWN, Stage, main, save
 
 
@@ -80,7 +80,7 @@ class Generator(nn.Module):
         """`loss` and its terms."""
         recipe, draws = self.recipe, Draws(batch["index"], self.recipe.run.seed)
         soft = (draws.uniform("soft") < recipe.soft_share).to(batch["sharp"].device)
-        x = torch.where(soft[:, None, None, None], enlarge(batch["lr"]), batch["sharp"])
+        x = torch.where(soft[:, None, None, None], enlarge(batch["lr"], scale_of(batch)), batch["sharp"])
         x = x.contiguous(memory_format=torch.channels_last)
         z = self.vae.encode(x).latents
         y = self.vae.decode(z + recipe.latent_noise * draws.normal("latent", z).to(z)).sample.float()
@@ -99,7 +99,7 @@ def gate(vae: TimeAwareAutoencoderMini, pairs: Sequence[Sample]) -> Report:
     rows: dict[str, list[float]] = {"AE(HR)": [], "AE(bicubic)": [], "std": []}
     pictures: list[Tensor] = []
     for sample in batches_of_one(pairs, vae):
-        for name, x in (("AE(HR)", sample["sharp"]), ("AE(bicubic)", enlarge(sample["lr"]))):
+        for name, x in (("AE(HR)", sample["sharp"]), ("AE(bicubic)", enlarge(sample["lr"], scale_of(sample)))):
             z = vae.encode(x.contiguous(memory_format=torch.channels_last)).latents
             y = vae.decode(z).sample.float()
             rows[name].append(psnr(y.clamp(-1, 1), x.clamp(-1, 1)))

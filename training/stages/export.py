@@ -25,10 +25,10 @@ from ctsr import CTSRPipeline, TimeAwareAutoencoderMini2, TimeConditionedUNetMin
 from ctsr.convert.convert import about_of
 from ctsr.images.color_fix import ColorFix
 from ctsr.images.inputs import from_pil
-from ctsr.images.tensors import as_pil
+from ctsr.images.tensors import as_pil, output_size
 from ctsr.models.autoencoder_mini2 import FACTOR, LATENT_CHANNELS
 from training.data.datasets import check_held_back, mini_data
-from training.data.degradation import SCALE, degrade
+from training.data.degradation import degrade
 from training.data.pairs import Pairs, bicubic, held_back_pairs, to_tensor
 from training.data.photos import load_photos, photo_paths, random_crop
 from training.losses.perceptual import VGGDistance
@@ -69,7 +69,7 @@ def level_(pipeline: CTSRPipeline, pictures: Sequence[Tensor]) -> None:
     """
     sums = torch.zeros(2, LATENT_CHANNELS)
     for picture in pictures:
-        size = (SCALE * picture.shape[2], SCALE * picture.shape[3])
+        size = output_size(picture, pipeline.config["default_scale"], None, None)
         ends = pipeline.endpoints(pipeline.encode(picture, *size).latents)
         for row, t in zip(sums, (0.0, 1.0), strict=True):
             row += pipeline.blend(ends, t).clamp(-MOST_PATTERN, MOST_PATTERN).mean((0, 2, 3))
@@ -202,7 +202,7 @@ def shorten_(pipeline: CTSRPipeline, pictures: Sequence[Tensor], blocks: int) ->
         blocks: that shall stay.
     """
     unet = cast(TimeConditionedUNetMini2, pipeline.unet)
-    sizes = [(SCALE * picture.shape[2], SCALE * picture.shape[3]) for picture in pictures]
+    sizes = [output_size(picture, pipeline.config["default_scale"], None, None) for picture in pictures]
     inputs = [pipeline.encode(picture, *size).latents[0] for picture, size in zip(pictures, sizes, strict=True)]
     timestep = pipeline.family.timesteps[0]
     aims = [unet(z, timestep).sample for z in inputs]

@@ -13,7 +13,7 @@ an in-family twin of that restorer.
 """
 
 import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,15 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.models import forward
-from training.data.datasets import Data, mini2_data, mini_data, open_source, restored_source, sd21_data
+from training.data.datasets import (
+    Data,
+    lowlight_data,
+    mini2_data,
+    mini_data,
+    open_source,
+    restored_source,
+    sd21_data,
+)
 from training.data.photos import Photos
 from training.engine.run import Run
 from training.engine.sources import Sample, Source
@@ -73,6 +81,7 @@ MINI2 = Recipe(
     reconstruction=Reconstruction(l1=1.0, l2=2.0, perceptual=0.0, features="none"),
     latent_weight=0.0,  # its decoder is a fixed transform, which holds the latents where they are
 )
+LOWLIGHT = replace(MINI2, data=lowlight_data(), run=replace(MINI2.run, steps=2700))
 SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=4000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
@@ -85,6 +94,7 @@ SD21 = Recipe(
 RECIPES = {
     "mini": ("ctsr-mini on two CPU cores", MINI),
     "mini2": ("ctsr-mini 2 on two CPU cores", MINI2),
+    "lowlight": ("ctsr-lowlight on two CPU cores", LOWLIGHT),
     "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21),
 }
 
@@ -121,7 +131,7 @@ def open_target(recipe: Recipe, photos: Photos) -> Source:
 
 def build(recipe: Recipe) -> Stage:
     """The stage of a recipe."""
-    pipeline = open_pipeline(recipe.start, "osediff")
+    pipeline = open_pipeline(recipe.start, "osediff", recipe.data.pairs)
     model = OneStep(pipeline)
     generator = Generator(model, recipe)
     groups = adapt(model, recipe.adapt)

@@ -152,7 +152,7 @@ def build(recipe: Recipe) -> Stage:
     """The stage of a recipe; raises ValueError for a UNet that does not learn as a whole."""
     if recipe.adapt.unet != "full":
         raise ValueError("What the two ends share must learn for both: give --adapt.unet full.")
-    pipeline = with_dial_groups(open_pipeline(recipe.start))
+    pipeline = with_dial_groups(open_pipeline(recipe.start, pairs=recipe.data.pairs))
     model = OneStep(pipeline)
     groups = adapt(model, recipe.adapt)
     terms = open_realism(recipe)

@@ -8,14 +8,14 @@ Generator: rec(x, x_H) + realism terms on the latent or the picture. sd21 is the
 rank 4 on encoder and UNet. The mini's defaults are what measured best (README): an adversarial term, no VSD.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import tyro
 from torch import Tensor, nn
 
-from training.data.datasets import Data, mini2_data, mini_data, open_source, sd21_data
+from training.data.datasets import Data, lowlight_data, mini2_data, mini_data, open_source, sd21_data
 from training.engine.run import Run
 from training.engine.sources import Sample
 from training.engine.turn import Turn
@@ -73,6 +73,7 @@ MINI2 = Recipe(
     # Frozen features come trained: their heads tell photographs from results within tens of steps.
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0), adversarial=Adversarial(weight=8.0, penalty=0.0, delay=50)),
 )
+LOWLIGHT = replace(MINI2, data=lowlight_data(), run=replace(MINI2.run, steps=700))
 SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=14000, batch=1, accumulation=16, ema=0.999, schedule="constant"),
@@ -86,6 +87,7 @@ SD21 = Recipe(
 RECIPES = {
     "mini": ("ctsr-mini on two CPU cores", MINI),
     "mini2": ("ctsr-mini 2 on two CPU cores; its perceptual weights are given apart", MINI2),
+    "lowlight": ("ctsr-lowlight on two CPU cores; its perceptual weights are given apart", LOWLIGHT),
     "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21),
 }
 
@@ -109,7 +111,7 @@ class Generator(nn.Module):
 
 def build(recipe: Recipe) -> Stage:
     """The stage of a recipe."""
-    pipeline = open_pipeline(recipe.start, "osediff")
+    pipeline = open_pipeline(recipe.start, "osediff", recipe.data.pairs)
     model = OneStep(pipeline)
     groups = adapt(model, recipe.adapt)
     terms = open_realism(recipe)

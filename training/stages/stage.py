@@ -118,7 +118,7 @@ def validate(
     pictures: dict[str, list[Tensor]] = {}
     for number, sample in enumerate(batches_of_one(pairs, model.unet)):
         at = partial(latent, sample["lr"]) if latent else partial(blend, model(sample["lr"], model.told(sample)))
-        results = {"bicubic": enlarge(sample["lr"]), **{f"t={t:g}": model.decode(at(t)) for t in dial}}
+        results = {"bicubic": enlarge(sample["lr"], model.scale), **{f"t={t:g}": model.decode(at(t)) for t in dial}}
         for name, picture in results.items():
             rows[name].append(psnr_y(picture, sample["soft"]))
         if number < SHOWN:

@@ -14,7 +14,7 @@ means, one noise for both latents, tau from 20 to 979, and the ground truth enco
 trained.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, cast
@@ -24,7 +24,7 @@ import tyro
 from torch import Tensor, nn
 
 from ctsr.families import blend
-from training.data.datasets import mini2_data, mini_data, sd21_data
+from training.data.datasets import lowlight_data, mini2_data, mini_data, sd21_data
 from training.engine.draws import Draws
 from training.engine.run import Run
 from training.engine.sources import Sample
@@ -120,6 +120,7 @@ MINI2 = Recipe(
     distillation=Distillation(teacher_as="endpoint", realism=0.01, fidelity=0.02),
     realism=osediff.MINI2.realism,
 )
+LOWLIGHT = replace(MINI2, data=lowlight_data(), run=replace(MINI2.run, steps=120))
 SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=20000, batch=1, ema=0.999, schedule="constant"),
@@ -132,6 +133,7 @@ SD21 = Recipe(
 RECIPES = {
     "mini": ("ctsr-mini on two CPU cores", MINI),
     "mini2": ("ctsr-mini 2 on two CPU cores; its perceptual weights are given apart", MINI2),
+    "lowlight": ("ctsr-lowlight on two CPU cores; its perceptual weights are given apart", LOWLIGHT),
     "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21),
 }
 
@@ -243,8 +245,8 @@ class Student(nn.Module):
 
 def build(recipe: Recipe) -> Stage:
     """The stage of a recipe."""
-    pipeline = open_pipeline(recipe.start)
-    model, realistic = OneStep(pipeline), frozen(open_pipeline(recipe.start), recipe.adapt)
+    pipeline, teacher = (open_pipeline(recipe.start, pairs=recipe.data.pairs) for _ in range(2))
+    model, realistic = OneStep(pipeline), frozen(teacher, recipe.adapt)
     vae = plain_vae(recipe, realistic)
     faithful = open_faithful(recipe, vae)
     teachers = DualTeacher(recipe.distillation, realistic, faithful, vae, recipe.run.seed)

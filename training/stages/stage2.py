@@ -26,7 +26,7 @@ from ctsr import CTSRPipeline
 from ctsr.families import Endpoints, blend
 from ctsr.models.autoencoder_mini2 import LATENT_CHANNELS, TimeAwareAutoencoderMini2
 from ctsr.models.forward import latent_channels
-from training.data.datasets import mini2_data, mini_data, sd21_data
+from training.data.datasets import lowlight_data, mini2_data, mini_data, sd21_data
 from training.engine.draws import Draws
 from training.engine.run import Run
 from training.engine.sources import Sample
@@ -100,6 +100,7 @@ MINI2 = Recipe(
     weights=Weights(path=0.0, faithful=0.0, decoder=0.0),
     realism=Realism(vsd=VSD(weight=0.0, guidance=1.0)),
 )
+LOWLIGHT = replace(MINI2, data=lowlight_data(), run=replace(MINI2.run, steps=400))
 SD21 = Recipe(
     data=sd21_data(),
     run=Run(out=tyro.MISSING, steps=50000, batch=1, ema=0.999, schedule="constant"),
@@ -111,6 +112,7 @@ SD21 = Recipe(
 RECIPES = {
     "mini": ("ctsr-mini on two CPU cores", MINI),
     "mini2": ("ctsr-mini 2 on two CPU cores", MINI2),
+    "lowlight": ("ctsr-lowlight on two CPU cores", LOWLIGHT),
     "sd21": ("Stable Diffusion 2.1-base on one 24 GB card", SD21),
 }
 
@@ -171,7 +173,7 @@ class Bends(nn.Module):
     def forward(self, batch: Sample) -> dict[str, Tensor]:
         """`loss`, its terms, and for the turns after it `fake` [B, 3, H, W] and `latents` [B, C, h, w]."""
         family = self.model.family_at(self.model.told(batch))
-        z = self.model.encode(enlarge(batch["lr"]), family.encoder_timesteps[0])
+        z = self.model.encode(enlarge(batch["lr"], self.model.scale), family.encoder_timesteps[0])
         output = self.model.predict(z, family.timesteps[0])
         ends = family.endpoints(family.unet_inputs([z]), [output])
         ends = replace(ends, z0=ends.z0.detach())
@@ -209,8 +211,8 @@ class Bends(nn.Module):
 def build(recipe: Recipe) -> Stage:
     """The stage of a recipe."""
     check(recipe)
-    pipeline = with_dial_groups(open_pipeline(recipe.start))
-    model, stage1 = OneStep(pipeline), frozen(open_pipeline(recipe.start), recipe.adapt)
+    pipeline, before = (open_pipeline(recipe.start, pairs=recipe.data.pairs) for _ in range(2))
+    model, stage1 = OneStep(with_dial_groups(pipeline)), frozen(before, recipe.adapt)
     terms = open_realism(recipe)
     groups = adapt(model, recipe.adapt)
     if recipe.adapt.unet != "full":

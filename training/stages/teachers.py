@@ -94,7 +94,12 @@ def open_faithful(recipe: CTSRRecipe, vae: nn.Module) -> Faithful:
     """The faithful teacher: a network's file, or another restorer's pictures, which `vae` encodes."""
     if (recipe.fidelity is None) == (recipe.restored is None):
         raise ValueError("Give one faithful teacher: --fidelity FILE, or --lr, --restored and --hr FOLDER.")
-    return Faithful(None if recipe.fidelity is None else frozen(open_pipeline(recipe.fidelity), recipe.adapt), vae)
+    if recipe.fidelity is None:
+        return Faithful(None, vae)
+    network = frozen(open_pipeline(recipe.fidelity), recipe.adapt)
+    if network.scale != recipe.data.pairs.scale:
+        raise ValueError(f"{recipe.fidelity} is for scale {network.scale:g}, not {recipe.data.pairs.scale}.")
+    return Faithful(network, vae)
 
 
 def faithful_source(recipe: CTSRRecipe, photos: Photos, realistic: Path | None = None) -> Source:

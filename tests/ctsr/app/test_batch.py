@@ -2,7 +2,10 @@
 
 import json
 import sys
+from collections import Counter
+from dataclasses import replace
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ctsr.app import batch
-from ctsr.app.batch import Cluster, Task, Worker, jobs_of, run_batch, write_manifest
+from ctsr.app.batch import Cluster, Into, Row, Task, Worker, jobs_of, run_batch, write_manifest
 from ctsr.app.cli import app
 from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
+from ctsr.app.shards import Item, read_shard, record_of, write_shard
 from ctsr.app.upscale import upscale
 
 
@@ -60,7 +64,7 @@ def test_a_worker_makes_what_the_plain_run_makes_once_and_reports_failures(folde
         expected = plain(folder, task)
         jobs = jobs_of([str(folder / "in")], str(folder / "out"))
         for states in ({"done": 9, "failed": 1}, {"skipped": 9, "failed": 1}):
-            lines = [worker({"source": source, "target": target}) for source, target in jobs]
+            lines = [line for row in jobs for line in worker(row)]
             assert {state: sum(line["state"] == state for line in lines) for state in states} == states
         assert "broken.png" in next(str(line["detail"]) for line in lines if line["state"] == "failed")
         assert results(folder / "out") == expected
@@ -75,8 +79,7 @@ def test_addresses_are_read_and_written_through_files_of_the_node(folder: Path, 
     assert len(jobs) == 10
     worker = Worker(task, Cluster(cpus=torch.get_num_threads()))
     for state in ("done", "skipped"):
-        lines = {source: worker({"source": source, "target": target}) for source, target in jobs}
-        assert sum(line["state"] == state for line in lines.values()) == 9
+        assert sum(line["state"] == state for row in jobs for line in worker(row)) == 9
     assert Image.open(memory.open("/bucket/out/0/3.png")).size == (32, 32)
     assert not memory.exists("/bucket/out/broken.png")
 
@@ -110,6 +113,66 @@ def test_without_ray_and_with_wrong_words_there_is_one_sentence(
             jobs_of([str(folder / "empty")], output)
 
 
+def states(worker: Worker, rows: list[Row]) -> Counter[str]:
+    return Counter(line["state"] for row in rows for line in worker(row))
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_become_shards_once_and_what_fails_is_named(kind: Into, folder: Path, task: Task) -> None:
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    worker, expected = Worker(task, Cluster(cpus=torch.get_num_threads())), plain(folder, task)
+    pictures = sorted((folder / "in").rglob("*.png"))
+    items = [Item(path.relative_to(folder / "in").as_posix(), path.read_bytes()) for path in pictures]
+    for number, part in enumerate((items[:4], items[4:])):
+        write_shard(folder / "shards" / f"{number}.{kind}", part)
+    rows = jobs_of([str(folder / "shards")], str(folder / "out"))
+    assert [row["target"] for row in rows] == [str(folder / "out" / f"{number}.{kind}") for number in (0, 1)]
+    lines = [line for row in rows for line in worker(row)]
+    assert [line["source"].partition("::")[2] for line in lines if line["state"] == "failed"] == ["broken.png"]
+    made = {item.name: item.data for number in (0, 1) for item in read_shard(folder / "out" / f"{number}.{kind}")}
+    assert {name: pixels(data) for name, data in made.items()} == {n: pixels(data) for n, data in expected.items()}
+    assert states(worker, rows) == {"skipped": 2}
+    record_of(folder / "out" / f"1.{kind}").unlink()  # as a node that died before it was done
+    assert sum(states(worker, rows).values()) == 7  # six pictures again, one shard left alone
+    other = Worker(replace(task, options=Options(t=0.0)), Cluster(cpus=torch.get_num_threads()))
+    assert states(other, rows) == {"kept": 2}
+    again = Worker(replace(task, options=Options(t=0.0), overwrite=True), Cluster(cpus=torch.get_num_threads()))
+    assert states(again, rows) == {"done": 9, "failed": 1}
+
+
+def pixels(data: bytes) -> bytes:
+    return Image.open(BytesIO(data)).tobytes()
+
+
+def test_pictures_become_shards_and_shards_pictures(folder: Path, task: Task) -> None:
+    worker, memory = Worker(task, Cluster(cpus=torch.get_num_threads())), import_module("fsspec").filesystem("memory")
+    rows = jobs_of([str(folder / "in")], "memory://pack/out", "tar", 4)
+    assert [len(row["sources"]) for row in rows] == [4, 4, 2]
+    assert states(worker, rows) == {"done": 9, "failed": 1}
+    assert states(worker, rows) == {"skipped": 3}
+    assert memory.exists("/pack/out/000000.tar.json")
+    small = [Item("a/../../up.png", next((folder / "in").rglob("0.png")).read_bytes())]
+    write_shard(folder / "shards" / "few.tar", small)
+    rows = jobs_of([str(folder / "shards" / "few.tar")], str(folder / "unpacked"), "pictures")
+    assert states(worker, rows) == {"done": 1}
+    assert Image.open(folder / "unpacked" / "few" / "a" / "up.png").size == (32, 32)
+    assert states(worker, rows) == {"skipped": 1}
+
+
+def test_rows_as_hugging_face_datasets_have_them_and_a_damaged_shard(folder: Path, task: Task) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    data = next((folder / "in").rglob("0.png")).read_bytes()
+    rows = [{"image": {"bytes": data, "path": "x.jpg"}, "label": 1}, {"image": {"bytes": data, "path": None}}]
+    parquet.write_table(import_module("pyarrow").Table.from_pylist(rows), folder / "hf.parquet")
+    assert [item.name for item in read_shard(folder / "hf.parquet")] == ["x.jpg", "00000001.png"]
+    (folder / "bad.tar").write_bytes(b"no shard")
+    worker = Worker(task, Cluster(cpus=torch.get_num_threads()))
+    (line,) = worker(Row(sources=[str(folder / "bad.tar")], target=str(folder / "out.tar")))
+    assert (line["state"], "not a whole shard" in line["detail"]) == ("failed", True)
+    assert not (folder / "out.tar").exists()
+
+
 @pytest.mark.slow
 def test_a_cluster_that_loses_a_node_and_gains_one_makes_every_picture_once(folder: Path, task: Task) -> None:
     pytest.importorskip("ray")
@@ -126,7 +189,7 @@ def test_a_cluster_that_loses_a_node_and_gains_one_makes_every_picture_once(fold
                 nodes.add_node(num_cpus=1, object_store_memory=10**8)
     finally:
         nodes.shutdown()
-    assert sorted(line["source"] for line in seen) == sorted(source for source, _ in jobs)
+    assert sorted(line["source"] for line in seen) == sorted(row["sources"][0] for row in jobs)
     assert {line["state"] for line in seen} - {"skipped"} == {"done", "failed"}
     assert results(folder / "out") == plain(folder, task)
     assert batch.MANIFEST not in [path.name for path in (folder / "out").iterdir()]

@@ -10,12 +10,11 @@ from typing_extensions import TypedDict  # in typing from Python 3.11
 from .families import TRAIN_TIMESTEPS, Dial, check_dial
 from .images.color_fix import ColorFix, check_color_fix
 from .images.inputs import Maps, as_maps
-from .images.tensors import check_size, output_size
+from .images.tensors import DEFAULT_SCALE, check_size, output_size
 from .runtime.offload import check_tile
 from .runtime.step_end import StepEnd
 from .tiling.tiled import Progress
 
-DEFAULT_SCALE = 4.0
 DEFAULT_T = 0.5
 
 

@@ -23,13 +23,14 @@ from torch import Tensor, nn
 from typing_extensions import Unpack  # in typing from Python 3.11
 
 from . import families
-from .arguments import DEFAULT_SCALE, CallOptions, check_dials, check_inputs
+from .arguments import CallOptions, check_dials, check_inputs
 from .assess.auto_t import Choice, choose_t, traits
 from .assess.places import MARGIN, Place, check_places
 from .families import Dial, Endpoints
 from .images.color_fix import ColorFix, apply_color_fix, check_color_fix
 from .images.inputs import Maps, Pictures, as_tensors, profiles_of
 from .images.tensors import (
+    DEFAULT_SCALE,
     OutputType,
     as_output,
     as_pil,

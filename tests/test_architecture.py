@@ -114,6 +114,8 @@ ROOMS = {
 OPTIONAL = {
     "cv2": "a heavy extra of the command line",
     "fsspec": "addresses of pictures, which only `ctsr batch` takes",
+    "pyarrow": "comes with ray, an extra",
+    "pyarrow.parquet": "comes with ray, an extra",
     "ray": "an extra",
     "ray.data": "an extra",
     "gradio": "an extra",

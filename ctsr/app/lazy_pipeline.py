@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..arguments import DEFAULT_SCALE
 from ..checkpoints.own import stored_settings
 from ..errors import CheckpointError
 from ..images.color_fix import ColorFix
+from ..images.tensors import DEFAULT_SCALE
 from ..load import is_built_in, load_pipeline, path_of
 from ..pipeline import CTSRPipeline
 from ..precision import Precision, choose_dtype

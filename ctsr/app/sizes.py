@@ -6,11 +6,10 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..images.tensors import MAX_SIDE, check_size
+from ..images.tensors import DEFAULT_SCALE, MAX_SIDE, check_size
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_SCALE = 4.0
 MAX_MEGAPIXELS = MAX_SIDE**2 / 1e6
 DISTORTION = 0.01
 """Change of the proportions that is said; rounding to whole pixels changes those of small pictures by less."""

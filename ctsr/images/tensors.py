@@ -16,6 +16,7 @@ from ..families import check_dial
 
 OutputType = Literal["pil", "pt", "np", "latent"]
 
+DEFAULT_SCALE = 4.0
 MAX_SIDE = 2**16
 
 

@@ -43,7 +43,7 @@ VALUES = [
     (five, "dial.t_inside", math.nan, ("t_inside is nan", "from 0 (most realistic) to 1 (most faithful)")),
     (five, "dial.feather", -1, ("feather is -1", "from 0 to 1024")),
     (five, "encode.scale", math.nan, ("scale is nan", "from 0.1 to 16")),
-    (five, "encode.scale", 0, ("scale is 0", "from 0.1 to 16")),
+    (five, "encode.scale", 0.05, ("scale is 0.05", "from 0.1 to 16")),
     (five, "encode.scale", 1e6, ("scale is 1000000", "from 0.1 to 16")),
     (five, "encode.timestep", 1000, ("timestep is 1000", "from -1 to 999")),
     (five, "encode.tile", 64, ("tile", "64", "at least 128")),

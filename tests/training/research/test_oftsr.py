@@ -81,20 +81,20 @@ def random(*shape: int) -> Tensor:
 def test_the_flow_starts_from_what_the_one_step_model_knew(start: Callable[[str], str]) -> None:
     """Without noise and at the same timestep, x_0 + v is the z0 of the residual model."""
     before = OneStep(CTSRPipeline.from_single_file(start("mini"), torch.float32))
-    flow = FlowModel(oftsr.open_flow(start("mini")), 0)
+    flow = FlowModel(oftsr.open_flow(start("mini"), Pairs()), 0)
     z = random(1, 4, 8, 8)
     assert torch.allclose(z + flow.velocity(z)(z, torch.ones(1)), before.x0(z, 999), atol=1e-5)
 
 
 def test_the_flow_sees_its_time_in_thousandths(start: Callable[[str], str]) -> None:
-    flow, z = FlowModel(oftsr.open_flow(start("mini")), 0), random(2, 4, 8, 8)
+    flow, z = FlowModel(oftsr.open_flow(start("mini"), Pairs()), 0), random(2, 4, 8, 8)
     v = flow.velocity(z)(z, torch.tensor([0.0, 0.5]))
     rows = torch.cat([flow.predict(torch.cat([z, z], 1)[i : i + 1], step) for i, step in enumerate((0, 499.5))])
     assert torch.allclose(v, rows, rtol=1e-3, atol=1e-4)
 
 
 def test_the_endpoints_at_validation_are_the_pipelines(start: Callable[[str], str]) -> None:
-    pipeline = oftsr.open_flow(start("mini"))
+    pipeline = oftsr.open_flow(start("mini"), Pairs())
     picture = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     ends = FlowModel(pipeline, 3)(picture * 2 - 1)
     encoded = pipeline.encode(picture, 32, 32)
@@ -104,7 +104,7 @@ def test_the_endpoints_at_validation_are_the_pipelines(start: Callable[[str], st
 
 
 def test_the_teacher_samples_in_steps_and_its_mean_is_one_step_from_the_start(start: Callable[[str], str]) -> None:
-    pipeline, lr = oftsr.open_flow(start("mini")), random(1, 3, 8, 8).clamp(-1, 1)
+    pipeline, lr = oftsr.open_flow(start("mini"), Pairs()), random(1, 3, 8, 8).clamp(-1, 1)
     sampled = [SampledFlow(pipeline, 0, steps)(lr) for steps in (1, 2)]
     student = FlowModel(pipeline, 0)(lr)
     means = [ends.z0 + ends.delta for ends in (*sampled, student)]
@@ -116,7 +116,7 @@ def test_the_teacher_samples_in_steps_and_its_mean_is_one_step_from_the_start(st
 @pytest.mark.parametrize("size", SIZES)
 def test_only_the_student_moves_and_the_teacher_stays_what_it_was(size: str, recipes: Callable[..., tuple]) -> None:
     teacher, recipe = recipes(size)
-    pipeline = oftsr.open_flow(teacher.start)
+    pipeline = oftsr.open_flow(teacher.start, teacher.data.pairs)
     model = FlowModel(pipeline, 0)
     groups, teacher_unet = oftsr.student_groups(model, recipe.adapt)
     loss = oftsr.DistilLoss(model, recipe, teacher_unet)
@@ -153,7 +153,7 @@ def test_teacher_and_student_learn_the_unet_alone_and_the_students_file_upscales
 ) -> None:
     teacher, student = recipes(size)
     train(oftsr.build, teacher)
-    first, flow = in_base_dtype(oftsr.open_flow(teacher.start), size), load(teacher.run)
+    first, flow = in_base_dtype(oftsr.open_flow(teacher.start, teacher.data.pairs), size), load(teacher.run)
     everything = {name for name in first.unet.state_dict() if not name.startswith("time_embedding.")}
     targets = {f"{name}.weight" for group in unet_targets(first.unet).values() for name in group}
     learned = moved(first, flow, "unet")

@@ -1,11 +1,12 @@
 """What a result adds to its input's detail, what it drops of it, how far it sharpens, and what it clips."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..images.tensors import resize
 from .camera import Camera
-from .windows import gaussian, local_mean, local_rms, luma
+from .windows import gaussian, highest, local_mean, local_rms, lowest, luma
 
 FLOOR = 2 / 255
 """Contrast below which nothing is seen."""
@@ -17,6 +18,14 @@ LOST_RADIUS = 4
 """Pixels of the input around each, over which dropped detail is measured."""
 EDGE = 0.12
 """Range of brightness, in [0, 1], from which the surroundings count as an edge."""
+AROUND = 2
+"""Pixels of the input around each, in which an edge is seen; of its two sides each must be as wide as that window."""
+LINE = 0.15
+"""Part of an edge's height by which its sides may stand out of their surroundings: more is a line or a dot."""
+FEWEST = 30
+"""Pixels at edges, below which nothing is said of halos."""
+CLIP_RADIUS = 2
+"""Pixels of the input around each, of which none may be near black or white where the result is newly clipped."""
 
 
 def added_detail(result: Tensor, faithful: Tensor, scale: float) -> Tensor:
@@ -67,7 +76,10 @@ def noise_power(noise: float) -> float:
 
 
 def halo(picture: Tensor, result: Tensor, noise: float, where: Tensor) -> float:
-    """How far a result, at its input's size, leaves the brightness around edges, as a part of their height.
+    """How far a result, at its input's size, leaves the brightness on both sides of edges, as a part of their height.
+
+    Edges of lines and dots do not count: a sharper picture of these than a blurred input shows is no halo. A side of
+    an edge is what stays when all that is narrower than the window is taken away (morphological opening and closing).
 
     Args:
         picture: the input.
@@ -76,12 +88,15 @@ def halo(picture: Tensor, result: Tensor, noise: float, where: Tensor) -> float:
         where: [1, 1, h, w] bool, places that count.
     """
     grey, small = luma(picture), luma(resize(result, *picture.shape[-2:]))
-    high, low = F.max_pool2d(grey, 5, 1, 2), -F.max_pool2d(-grey, 5, 1, 2)
-    edges = where & (high - low > EDGE + 6 * noise)
-    if not bool(edges.any()):
+    high, low = highest(grey, AROUND), lowest(grey, AROUND)
+    opened, closed = highest(lowest(grey, AROUND), AROUND), lowest(highest(grey, AROUND), AROUND)
+    height = high - low
+    line = torch.maximum(high - highest(opened, AROUND), lowest(closed, AROUND) - low) > LINE * height
+    edges = where & (height > EDGE + 6 * noise) & ~line
+    if int(edges.sum()) < FEWEST:
         return 0.0
     beyond = (small - high).clamp_min(0) + (low - small).clamp_min(0)
-    return float((beyond[edges] / (high - low)[edges]).mean())
+    return float((beyond[edges] / height[edges]).mean())
 
 
 def sharpening(result: Tensor, faithful: Tensor, scale: float) -> float:
@@ -98,8 +113,8 @@ def sharpening(result: Tensor, faithful: Tensor, scale: float) -> float:
 
 
 def clipped(picture: Tensor, result: Tensor) -> float:
-    """Part of the result that is black or white in a channel where its input is not, nor next to it."""
-    high, low = F.max_pool2d(picture, 3, 1, 1), -F.max_pool2d(-picture, 3, 1, 1)
+    """Part of the result that is black or white in a channel where its input is not, nor near it."""
+    high, low = highest(picture, CLIP_RADIUS), lowest(picture, CLIP_RADIUS)
     size = result.shape[-2:]
     blown = (result >= 1) & (F.interpolate(high, size=size) < 1 - CLIP_MARGIN)
     drowned = (result <= 0) & (F.interpolate(low, size=size) > CLIP_MARGIN)

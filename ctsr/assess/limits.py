@@ -11,7 +11,7 @@ class Limits:
         departure: rms difference of the returned result from the input, in units of the tolerated difference.
         cast: in [0, 1].
         shift: in pixels of the result.
-        halo: overshoot at edges as a part of their height.
+        halo: see `detail.halo`.
         sharpening: see `detail.sharpening`.
         lost: part of a place's texture that is missing.
         lost_area: part of the picture where that much is missing.
@@ -21,8 +21,8 @@ class Limits:
     departure: float = 3.0
     cast: float = 1.2 / 255
     shift: float = 0.5
-    halo: float = 0.028
-    sharpening: float = 0.44
+    halo: float = 0.0075
+    sharpening: float = 0.8
     lost: float = 0.5
     lost_area: float = 0.002
     clipped: float = 0.01

@@ -61,9 +61,9 @@ class Report:
         added_map: detail beyond the faithful result's, beside the contrast there, [1, 1, H, W] in [0, 1].
         lost_map: texture that is gone, [1, 1, h, w] in [0, 1].
         sharpening: see `detail.sharpening`.
-        halo: overshoot at edges as a part of their height.
+        halo: overshoot beside edges as a part of their height, see `detail.halo`.
         clipped: part of the result that is newly black or white.
-        seams: straight steps.
+        seams: straight steps; findings leave them out where the result is sharpened too far, whose halos look alike.
         findings: what goes beyond `limits.LIMITS`, most serious first.
     """
 
@@ -208,13 +208,14 @@ def whole_picture(report: Report, scale: float) -> list[Finding]:
     if max(abs(right), abs(down)) > LIMITS.shift:
         text = f"the result lies {right:+.1f} pixels to the right of the input and {down:+.1f} below it"
         found.append(Finding("shift", max(abs(right), abs(down)), None, text))
-    for seam in report.seams[:MOST]:
+    sharpened = report.halo > LIMITS.halo or report.sharpening > LIMITS.sharpening
+    for seam in [] if sharpened else report.seams[:MOST]:  # halos along straight edges look like seams
         start, end, place = (round(scale * value) for value in (seam.start, seam.end, seam.place))
         where = f"x = {place}, y = {start} to {end}" if seam.vertical else f"y = {place}, x = {start} to {end}"
         box = (place, start, place, end) if seam.vertical else (start, place, end, place)
         text = f"a seam of {255 * seam.step:.1f} of 255 at {where}"
         found.append(Finding("seam", seam.step * 255, box, text))
-    if report.halo > LIMITS.halo or report.sharpening > LIMITS.sharpening:
+    if sharpened:
         text = f"sharpened too far: halos of {report.halo:.1%} of the edges' height"
         if report.sharpening > LIMITS.sharpening:
             text += f", {report.sharpening:.0%} more of the detail that t = 1 shows"

@@ -23,6 +23,16 @@ def local_mean(x: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)
 
 
+def highest(x: Tensor, radius: int) -> Tensor:
+    """Greatest value in windows of 2 * radius + 1 pixels a side, cut at the borders: [1, C, h, w] -> the same."""
+    return F.max_pool2d(x, 2 * radius + 1, 1, radius)
+
+
+def lowest(x: Tensor, radius: int) -> Tensor:
+    """Least value in these windows."""
+    return -highest(-x, radius)
+
+
 def local_rms(x: Tensor, radius: int) -> Tensor:
     """Root mean square over channels and windows: [1, C, h, w] -> [1, 1, h, w]."""
     return local_mean(x.square().mean(1, keepdim=True), radius).sqrt()

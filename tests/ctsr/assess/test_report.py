@@ -103,6 +103,26 @@ def test_finds_over_sharpening(scene, photo, radius):
     assert "sharpened" in kinds(report(photo, sharpened, faithful=scene))
 
 
+def test_lines_that_are_sharper_than_in_a_blurred_input_are_no_halos_but_halos_of_edges_are():
+    wires = torch.full((1, 3, 512, 512), 0.6)
+    wires[..., 20::40, :] = wires[..., 21::40, :] = 0.1
+    steps = torch.full((1, 3, 512, 512), 0.3)
+    steps[..., 256:, :] = steps[..., :, 256:] = 0.7
+    for truth, expected in ((wires, set[str]()), (steps, {"sharpened"})):
+        blurred = resize(gaussian(truth, 4), 128, 128)
+        assert kinds(report(blurred, truth)) == set()
+        sharpened = (truth + 2 * (truth - gaussian(truth, 4))).clamp(0, 1)
+        assert kinds(report(resize(truth, 128, 128), sharpened)) & {"sharpened"} == expected
+
+
+def test_halos_are_not_called_seams(scene, photo):
+    sharpened = (scene + 2 * (scene - gaussian(scene, 4))).clamp(0, 1)
+    sharpened[..., 256:] += 1 / 255
+    found = report(photo, sharpened, faithful=scene)
+    assert "sharpened" in kinds(found)
+    assert "seam" not in kinds(found)
+
+
 def test_finds_smoothed_texture_and_where(scene, photo):
     result = scene.clone()
     result[..., 300:460, 320:480] = gaussian(scene, 8)[..., 300:460, 320:480]

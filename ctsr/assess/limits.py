@@ -21,9 +21,9 @@ class Limits:
     departure: float = 3.0
     cast: float = 1.2 / 255
     shift: float = 0.5
-    halo: float = 0.0075
+    halo: float = 0.0125
     sharpening: float = 0.8
-    lost: float = 0.5
+    lost: float = 0.6
     lost_area: float = 0.002
     clipped: float = 0.01
 

@@ -241,7 +241,9 @@ def open_flow(start: str, pairs: Pairs) -> CTSRPipeline:
         keep_groups(pipeline.unet, latent_channels(pipeline.vae))
         widen_conv_in(pipeline.unet)
         negate_conv_out(pipeline.unet)
-        pipeline.register_to_config(family="oftsr", parameterization=None, encoder_timesteps=None)
+        pipeline.register_to_config(
+            family="oftsr", parameterization=None, encoder_timesteps=None, time_aware_unet=False
+        )
     return pipeline
 
 

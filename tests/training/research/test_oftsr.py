@@ -194,3 +194,12 @@ def test_the_recipes_are_the_papers() -> None:
         assert isinstance(recipe, DistilRecipe)
         assert (recipe.dt, recipe.between, recipe.solver) == (0.05, (0.01, 0.99), "midpoint")
         assert (recipe.align_weight, recipe.boundary_weight) == (0.01, 0.1)
+
+
+def test_the_built_in_model_is_a_start() -> None:
+    """Whose UNet is told the encoder's timestep, which a flow's is not."""
+    pipeline = oftsr.open_flow("mini", Pairs())
+    assert pipeline.family.name == "oftsr"
+    ends = FlowModel(pipeline, 0)(random(1, 3, 8, 8).clamp(-1, 1))
+    assert ends.z0.shape == ends.delta.shape
+    assert ends.z0.isfinite().all()

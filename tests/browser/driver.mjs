@@ -24,8 +24,18 @@ const FLAGS = [
 ];
 const ENDINGS = ["execution_success", "execution_error", "execution_interrupted"];
 const EVENTS = ["execution_cached", "executed", ...ENDINGS];
-const DIALOG = ".p-dialog:visible";
-const SEARCH_BOX = "input[id*='node-search-box-input'], input[placeholder^='Add a node']"; // older and newer frontends
+const AT_ONCE = 2_000; // ms for what follows a key or click without the host
+// Each selector names older frontends' element first, then newer ones'.
+const DIALOG = ".p-dialog:visible, [role=dialog]:visible, [data-testid=error-overlay]:visible";
+const CLOSE = ".p-dialog-close-button, [data-testid=error-overlay-dismiss], [aria-label^=Close]";
+const SEARCH_BOX = "input[id*='node-search-box-input'], input[placeholder^='Add a node']";
+const LIBRARY_TAB = ".node-library-tab-button, button[aria-label^='Node Library']";
+const LIBRARY_SEARCH = ".node-lib-search-box input, input[role=combobox][placeholder^=Search]";
+const LIBRARY_ENTRY = ".tree-leaf, [role=treeitem]";
+const TEMPLATES_TAB = ".templates-tab-button, button[aria-label=Templates]";
+const TEMPLATE = ".template-card, [data-testid^=template-workflow-]";
+const ERROR_DETAILS = "[data-testid=error-overlay-see-errors]";
+const ERROR_PANEL = "[data-testid=runtime-error-panel]";
 
 const [url, executablePath] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath, headless: true, args: FLAGS });
@@ -69,9 +79,19 @@ function describeGraph() {
   };
 }
 
-// Pixels of the window: of the middle of a node's title, or of a widget's ends.
+// Pixels of the window: of the middle of a node's title and its box, or of a slider's ends.
 function locate({ type, widget }) {
   const node = window.findNode(type);
+  const element = document.querySelector(`[data-node-id="${node.id}"]`); // of Nodes 2.0
+  if (element) {
+    const box = (selector) => (selector ? element.querySelector(selector) : element).getBoundingClientRect();
+    const { left, right, top, bottom } = box(widget && `[data-slot=slider][aria-label=${widget}]`);
+    const header = box("[data-testid^=node-header]");
+    const [x, y] = [(header.left + header.right) / 2, (header.top + header.bottom) / 2];
+    if (!widget) return { title: [x, y], box: [[left, top], [right, bottom]] };
+    const { min, max } = node.widgets.find(({ name }) => name === widget).options;
+    return { low: [left, (top + bottom) / 2], high: [right, (top + bottom) / 2], min, max };
+  }
   const { scale, offset } = app.canvas.ds;
   const canvas = app.canvas.canvas.getBoundingClientRect();
   const place = (x, y) => [
@@ -121,25 +141,25 @@ function addNode({ type, values }) {
 }
 
 // Titles of the cards in the template browser.
-function readTitles() {
-  return [...document.querySelectorAll(".template-card h3")].map((title) => title.title);
+function readTitles(card) {
+  return [...document.querySelectorAll(`:is(${card}) h3`)].map((title) => title.title);
 }
 
 // Other cards than those before, which stay for a while after a pack was chosen.
-function areOthers(before) {
-  const titles = [...document.querySelectorAll(".template-card h3")].map((title) => title.title);
-  return titles.length > 0 && !titles.some((title) => before.includes(title));
+function areOthers({ card, before }) {
+  const titles = [...document.querySelectorAll(`:is(${card}) h3`)].map((title) => title.title);
+  return titles.length > 0 && titles.join() !== before.join();
 }
 
-function areCardsLoaded() {
-  const cards = [...document.querySelectorAll(".template-card")];
+function areCardsLoaded(card) {
+  const cards = [...document.querySelectorAll(card)];
   const missing = cards.find((card) => !card.querySelector("img")?.naturalWidth);
   missing?.scrollIntoView(); // pictures out of sight are loaded late
   return cards.length > 0 && missing === undefined;
 }
 
-function readCards() {
-  const cards = [...document.querySelectorAll(".template-card")];
+function readCards(card) {
+  const cards = [...document.querySelectorAll(card)];
   return Object.fromEntries(cards.map((card) => [card.querySelector("h3").title, card.querySelector("img").naturalWidth]));
 }
 
@@ -169,6 +189,8 @@ const commands = {
     await page.goto(url);
     await page.waitForFunction((name) => window.LiteGraph?.registered_node_types?.[name] && window.app?.graph, type);
     await page.waitForFunction(() => app.extensionManager?.workflow?.activeWorkflow);
+    await page.waitForLoadState("networkidle"); // the workflow that newer frontends begin with
+    await page.waitForFunction(() => document.querySelector(".p-blockui-mask") === null);
     await page.evaluate(prepare, EVENTS);
   },
 
@@ -182,7 +204,7 @@ const commands = {
   // Clicks Run and waits for the end, or for a dialog that says why there is none.
   async run() {
     await page.evaluate(() => (window.seen.length = 0));
-    await page.getByRole("button", { name: "Run", exact: true }).click();
+    await page.getByRole("button", { name: "Run", exact: true }).first().click(); // newer ones have a menu beside it
     await Promise.race([page.waitForFunction(isFinished, ENDINGS), page.waitForSelector(DIALOG)]);
     if (await page.evaluate(isFinished, ENDINGS)) await page.waitForFunction(arePicturesLoaded);
     return await page.evaluate(() => window.seen);
@@ -215,13 +237,22 @@ const commands = {
     return image.toString("base64");
   },
 
+  // Text of the dialog; newer frontends show the host's own words in a panel beside the canvas.
   async dialog() {
-    return await page.locator(DIALOG).first().innerText();
+    const details = page.locator(ERROR_DETAILS);
+    if (!(await details.isVisible())) return await page.locator(DIALOG).first().innerText();
+    await details.click();
+    return await page.locator(ERROR_PANEL).innerText();
   },
 
   async dismiss() {
     await page.keyboard.press("Escape");
-    await page.waitForSelector(DIALOG, { state: "hidden" });
+    try {
+      await page.waitForSelector(DIALOG, { state: "hidden", timeout: AT_ONCE });
+    } catch {
+      await page.locator(DIALOG).locator(CLOSE).first().click();
+      await page.waitForSelector(DIALOG, { state: "hidden" });
+    }
   },
 
   // The help page that the info button of a selected node opens. A click on a canvas that is still being laid out selects
@@ -241,12 +272,17 @@ const commands = {
 
   // Places what the node library finds first under a name in the middle of the canvas.
   async place(name) {
-    await page.locator(".node-library-tab-button").click();
-    await page.locator(".node-lib-search-box input").fill(name);
+    await page.locator(LIBRARY_TAB).click();
+    await page.locator(LIBRARY_SEARCH).first().fill(name);
     const before = await page.evaluate(() => app.graph.nodes.length);
-    await page.locator(".tree-leaf").getByText(name, { exact: true }).click();
-    await page.waitForFunction((count) => app.graph.nodes.length > count, before);
-    await page.locator(".node-library-tab-button").click();
+    await page.locator(LIBRARY_ENTRY).getByText(name, { exact: true }).first().click(); // newer hosts list a pack's too
+    try {
+      await page.waitForFunction((count) => app.graph.nodes.length > count, before, { timeout: AT_ONCE });
+    } catch {
+      await page.mouse.click(VIEW.width / 2, VIEW.height / 2); // on newer frontends it follows the mouse until a click
+      await page.waitForFunction((count) => app.graph.nodes.length > count, before);
+    }
+    await page.locator(LIBRARY_TAB).click();
     return await page.evaluate(describeGraph);
   },
 
@@ -291,13 +327,17 @@ const commands = {
 
   // The template browser's cards of a pack: the width of each one's picture.
   async templates(pack) {
-    await page.locator(".templates-tab-button").click();
-    await page.waitForFunction(() => document.querySelector(".template-card h3") !== null);
-    const before = await page.evaluate(readTitles);
-    await page.getByRole("option", { name: pack }).click();
-    await page.waitForFunction(areOthers, before);
-    await page.waitForFunction(areCardsLoaded);
-    const widths = await page.evaluate(readCards);
+    await page.locator(TEMPLATES_TAB).click();
+    await page.waitForFunction((card) => document.querySelector(card) !== null, TEMPLATE);
+    const before = await page.evaluate(readTitles, TEMPLATE);
+    await page.locator(DIALOG).getByText(pack, { exact: true }).click();
+    try {
+      await page.waitForFunction(areOthers, { card: TEMPLATE, before }, { timeout: AGAIN });
+    } catch (error) {
+      if (error.name !== "TimeoutError") throw error; // a host that has none of its own shows the same ones
+    }
+    await page.waitForFunction(areCardsLoaded, TEMPLATE);
+    const widths = await page.evaluate(readCards, TEMPLATE);
     await commands.dismiss();
     return widths;
   },

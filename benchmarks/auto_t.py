@@ -1,16 +1,23 @@
 """Automatic t against fixed ones: regret over held-back photographs, and the constants that it follows.
 
-python -m benchmarks.auto_t --photos PHOTOS --features FOLDER            the table
-python -m benchmarks.auto_t --photos PHOTOS --features FOLDER --write    and ctsr/assess/tuned.py anew
+python -m benchmarks.auto_t tune --photos PHOTOS --features FOLDER --samples CACHE            the table
+python -m benchmarks.auto_t tune --photos PHOTOS --features FOLDER --samples CACHE --write    and ctsr/assess/tuned.py
+python -m benchmarks.auto_t pairs --folder REALSR --features FOLDER    of pairs in LR and HR, constants as they are
+python -m benchmarks.auto_t time                                       what it adds to a run
 
 FOLDER holds VGG16's features and the weights of LPIPS and DISTS, as for `ctsr evaluate --features`; LPIPS is of VGG16
 with DISTS's pooling, as in training. Inputs are degraded in ways that training does not use: disc and motion blur,
 Poisson noise, Lanczos, WebP. Cost is LPIPS - rate * PSNR, with the rate at which both ends of the dial are equally good
-in the mean.
+in the mean. Constants are fitted to the costs of cells of 16 pixels; pictures are made and scored as a whole, each by
+constants of which no photograph of its sixth was a part.
 """
 
 import io
-import json
+import statistics
+import time as clock
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,22 +27,30 @@ import torch
 import torch.nn.functional as F
 import typer
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from ctsr import CTSRPipeline
 from ctsr.assess import tuned
-from ctsr.assess.auto_t import traits
-from ctsr.assess.perceptual import dists_distance, lpips_level, products, read_heads, read_shares
+from ctsr.assess.auto_t import LIMIT, contrast, traits
+from ctsr.assess.perceptual import Products, dists_distance, over_channels, products, read_heads, read_shares
 from ctsr.assess.vgg import VGG_FILE, VGGFeatures
 from ctsr.images.inputs import from_pil
 from ctsr.images.tensors import as_pil
 from training.data.photos import is_held_back, photo_paths, read_photo
 
-SIDE, SCORED = 384, 192
-"""Pixels of the ground truth, and of its middle that is scored."""
-FOLDS = 6
+SIDE, EDGE, CELL = 384, 96, 16
+"""Pixels of the ground truth, of its border that is not scored, and of the cells that are fitted to."""
+FOLDS, HIDDEN, STEPS, DECAY = 6, 6, 150, 1e-3
 DIALS = (0.0, 0.25, 0.5, 0.75, 1.0)
+POWERS = torch.tensor(DIALS)[:, None] ** torch.arange(3)
 TUNED = Path(tuned.__file__)
+NAMES = ("MEAN", "DEVIATION", "HIDDEN", "OUT", "BIAS")
+app = typer.Typer(add_completion=False)
+Features = Annotated[Path, typer.Option(help="the folder of VGG16, LPIPS and DISTS")]
+Scores = tuple[float, float, float]
+"""PSNR, LPIPS and DISTS."""
+Rule = dict[str, Any]
+"""The constants of `tuned`, by name."""
 
 
 def disc(radius: float) -> Tensor:
@@ -73,134 +88,263 @@ def degrade(picture: Tensor, rng: np.random.Generator) -> Tensor:
 open_features = lru_cache(VGGFeatures)
 
 
-def samples(folder: Path, most: int) -> list[tuple[str, Tensor, Tensor]]:
-    """Name, ground truth and input of held-back photographs, spread over all of them."""
-    names = [name for name in photo_paths(folder) if is_held_back(name)]
-    found = list[tuple[str, Tensor, Tensor]]()
-    for number, name in enumerate(names[:: max(1, len(names) // most)][:most]):
-        pixels = read_photo(folder / name)
+@dataclass(frozen=True)
+class Sample:
+    """A crop of a photograph: [1, 3, 384, 384], and the input that was made of it."""
+
+    name: str
+    number: int
+    crop: int
+    truth: Tensor
+    small: Tensor
+
+    @property
+    def fold(self) -> int:
+        """The same for every crop of a photograph."""
+        return zlib.crc32(self.name.encode()) % FOLDS
+
+
+def drawn(photos: Path, crops: int) -> Iterator[Sample]:
+    """Crops of all held-back photographs, the same every time."""
+    names = [name for name in photo_paths(photos) if is_held_back(name)]
+    for number, name in enumerate(names):
+        pixels = read_photo(photo_paths(photos)[name])
         if pixels is None or min(pixels.shape[:2]) < SIDE:
             continue
-        rng = np.random.default_rng(number)
-        top, left = (int(rng.integers(0, side - SIDE + 1)) for side in pixels.shape[:2])
-        truth = from_pil(Image.fromarray(pixels[top : top + SIDE, left : left + SIDE]))
-        found.append((name, truth, degrade(truth, rng)))
-    return found
+        for crop in range(crops):
+            rng = np.random.default_rng(1000 * crop + number)
+            top, left = (int(rng.integers(0, side - SIDE + 1)) for side in pixels.shape[:2])
+            truth = from_pil(Image.fromarray(pixels[top : top + SIDE, left : left + SIDE]))
+            yield Sample(name, number, crop, truth, degrade(truth, rng))
 
 
-def score(truth: Tensor, results: list[Tensor], folder: Path) -> list[tuple[float, float, float]]:
-    """PSNR, LPIPS and DISTS of each result's middle."""
-    features, shares = open_features(folder / VGG_FILE), read_shares(folder)
-    heads = read_heads(folder / "lpips_vgg_lin.npz")
-    edge = (SIDE - SCORED) // 2
-    inside = (..., slice(edge, edge + SCORED), slice(edge, edge + SCORED))
-    rows, true = list[tuple[float, float, float]](), truth[inside].contiguous()
-    with torch.no_grad():
-        seen = features(2 * true - 1)
-        for result in results:
-            made = result[inside].contiguous()
-            levels = [products(*pair) for pair in zip(features(2 * made - 1), seen, strict=True)]
-            near = sum(float(lpips_level(of, head)) for of, head in zip(levels, heads, strict=True))
-            structure = float(dists_distance([products(made, true), *levels], shares))
-            error = float((made - true).square().mean())
-            rows.append((-10 * float(np.log10(max(error, 1e-10))), near, structure))
-    return rows
+class Judge:
+    """LPIPS, squared error and DISTS against one ground truth [1, 3, H, W]."""
+
+    def __init__(self, truth: Tensor, folder: Path):
+        self.truth, self.features = truth, open_features(folder / VGG_FILE)
+        self.heads = [head.flatten() for head in read_heads(folder / "lpips_vgg_lin.npz")]
+        self.shares, self.seen = read_shares(folder), self.features(2 * truth - 1)
+
+    def maps(self, made: Tensor) -> tuple[Tensor, Tensor, float]:
+        """LPIPS and squared error by cell, and DISTS."""
+        levels = [products(*pair) for pair in zip(self.features(2 * made - 1), self.seen, strict=True)]
+        cells = (made.shape[-2] // CELL, made.shape[-1] // CELL)
+        near = [F.adaptive_avg_pool2d(lpips(of, head), cells) for of, head in zip(levels, self.heads, strict=True)]
+        error = F.adaptive_avg_pool2d((made - self.truth).square().mean(1), cells)
+        dists = float(dists_distance([products(made, self.truth), *levels], self.shares))
+        return torch.stack(near).sum(0)[0], error[0], dists
+
+    def score(self, made: Tensor) -> Scores:
+        """PSNR, LPIPS and DISTS of the whole."""
+        near, error, dists = self.maps(made)
+        return float(psnr(error.mean())), float(near.mean()), dists
 
 
-def at(costs: Tensor, t: Tensor) -> Tensor:
-    """Costs [n, 5] at t [n] by the parabola through the nearest three of `DIALS`: smooth enough to descend."""
-    centre = (t.detach() * 4).round().clamp(1, 3).long()
-    left, middle, right = (costs.gather(1, (centre + k)[:, None])[:, 0] for k in (-1, 0, 1))
-    x = 4 * t - centre
-    return middle + x * (right - left) / 2 + x.square() * (right + left - 2 * middle) / 2
+def lpips(of: Products, head: Tensor) -> Tensor:
+    """One level of LPIPS at every place, [1, h, w]."""
+    one = torch.ones_like(head)
+    length_a, weighed_a = over_channels(of.aa, one, head)
+    length_b, weighed_b = over_channels(of.bb, one, head)
+    (product,) = over_channels(of.ab, head)
+    length_a, length_b = length_a + 1e-20, length_b + 1e-20
+    return weighed_a / length_a + weighed_b / length_b - 2 * product * (length_a * length_b).rsqrt()
 
 
-def fit(features: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights and bias of least mean cost; an L1 penalty leaves out features that tell little."""
-    weight, bias = torch.zeros(features.shape[1], requires_grad=True), torch.zeros(1, requires_grad=True)
-    spread = float(costs.std(1).mean())
-    optimizer = torch.optim.Adam([weight, bias], 0.05)
-    for _ in range(250):
-        t = torch.sigmoid(features @ weight + bias)
-        loss = at(costs, t).mean() / spread + 0.15 * weight.abs().sum() + 0.005 * bias.square().sum()
+def psnr(error: Tensor) -> Tensor:
+    """dB of a mean squared error."""
+    return -10 * error.clamp_min(1e-10).log10()
+
+
+def scored(picture: Tensor) -> Tensor:
+    """Its middle."""
+    return picture[..., EDGE : SIDE - EDGE, EDGE : SIDE - EDGE].contiguous()
+
+
+def measure(sample: Sample, pipe: CTSRPipeline, folder: Path, cache: Path) -> dict[str, Tensor]:
+    """Scores of a sample at all of `DIALS`, by cell, kept in a file; its features and fold."""
+    about = {"features": features_of(sample.small), "fold": torch.tensor(sample.fold)}
+    file = cache / f"{sample.number:03d}_{sample.crop}.pt"
+    if file.exists():
+        return {**torch.load(file), **about}
+    judge = Judge(scored(sample.truth), folder)
+    each = [judge.maps(scored(made)) for made in pipe.sweep(sample.small, (SIDE, SIDE), DIALS)]
+    near, error, dists = (list(column) for column in zip(*each, strict=True))
+    row = {"lpips": torch.stack(near), "error": torch.stack(error), "dists": torch.tensor(dists)}
+    torch.save(row, file)
+    return {**row, **about}
+
+
+@dataclass(frozen=True)
+class Table:
+    """All samples: features [n, cells, 9]; LPIPS, squared error [n, 5, cells]; DISTS [n, 5]; folds [n]; LPIPS a dB."""
+
+    features: Tensor
+    lpips: Tensor
+    error: Tensor
+    dists: Tensor
+    fold: Tensor
+    rate: float
+
+    @property
+    def costs(self) -> Tensor:
+        """Of every picture at all of `DIALS`, [n, 5]."""
+        return self.lpips.mean(2) - self.rate * psnr(self.error.mean(2))
+
+
+def tabulate(rows: Sequence[dict[str, Tensor]]) -> Table:
+    """What constants are fitted to."""
+    columns = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    near, error = columns["lpips"].flatten(2), columns["error"].flatten(2)
+    return Table(
+        columns["features"], near, error, columns["dists"], columns["fold"], rate_of(near.mean(2), error.mean(2))
+    )
+
+
+def rate_of(near: Tensor, error: Tensor) -> float:
+    """LPIPS that a dB is worth, by both [n, 5] at all of `DIALS`."""
+    quality = psnr(error)
+    return min(max(float((near[:, 0] - near[:, -1]).mean() / (quality[:, 0] - quality[:, -1]).mean()), 0.005), 0.2)
+
+
+def features_of(small: Tensor) -> Tensor:
+    """`tuned.FEATURES` of every scored cell, [cells, 9]."""
+    local = contrast(small)
+    known = torch.tensor([*traits(small).features, *local.mean((1, 2)).tolist()])
+    edge = EDGE // 4
+    cells = F.avg_pool2d(local[:, edge:-edge, edge:-edge], CELL // 4).flatten(1).T
+    return torch.cat([known.expand(len(cells), -1), cells], 1)
+
+
+def fit(table: Table, rows: Tensor) -> Rule:
+    """The constants of least mean cost over some rows."""
+    flat = table.features[rows].flatten(0, 1)
+    mean, deviation = flat.mean(0), flat.std(0).clamp_min(1e-3)
+    known = ((table.features[rows] - mean) / deviation).clamp(-LIMIT, LIMIT)
+    torch.manual_seed(0)
+    hidden, out = nn.Linear(len(mean), HIDDEN), nn.Linear(HIDDEN, 1)
+    nn.init.zeros_(out.weight)
+    weights = [*hidden.parameters(), *out.parameters()]
+    near, error = (torch.linalg.pinv(POWERS) @ of[rows] for of in (table.lpips, table.error))  # parabolas of t
+    spread = float(table.costs.std(1).mean())
+    optimizer = torch.optim.Adam(weights, 0.08)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    for _ in range(STEPS):
+        t = torch.sigmoid(out(torch.tanh(hidden(known)))[..., 0])
+        powers = torch.stack([torch.ones_like(t), t, t * t], 1)
+        cost = (near * powers).sum(1).mean(1) - table.rate * psnr((error * powers).sum(1).mean(1))
+        loss = cost.mean() / spread + DECAY * sum(weight.square().sum() for weight in weights)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    return weight.detach(), bias.detach()
+        schedule.step()
+    rows_of_hidden = torch.cat([hidden.weight, hidden.bias[:, None]], 1)
+    values = (mean, deviation, rows_of_hidden, out.weight[0], out.bias[0])
+    return {name: rounded(value.tolist()) for name, value in zip(NAMES, values, strict=True)}
 
 
-def main(
+def rounded(value: Any) -> Any:
+    """Tuples of numbers of four digits."""
+    return tuple(rounded(x) for x in value) if isinstance(value, list) else round(value, 4)
+
+
+def put(rule: Rule) -> None:
+    """Makes automatic t follow a rule from now on."""
+    for name, value in rule.items():
+        setattr(tuned, name, value)
+
+
+def automatic(pipe: CTSRPipeline, small: Tensor) -> Tensor:
+    """The result at automatic t."""
+    return pipe(small, t="auto", output_type="pt").images
+
+
+@app.command()
+def tune(
     photos: Annotated[Path, typer.Option(help="the folder of photographs")],
-    features: Annotated[Path, typer.Option(help="the folder of VGG16, LPIPS and DISTS")],
-    scores: Annotated[Path | None, typer.Option(help="a JSON file that scores are kept in, or read from")] = None,
-    most: Annotated[int, typer.Option(help="photographs")] = 40,
+    features: Features,
+    samples: Annotated[Path, typer.Option(help="a folder that scores are kept in")],
+    crops: Annotated[int, typer.Option(help="of each photograph")] = 12,
     write: Annotated[bool, typer.Option(help="ctsr/assess/tuned.py anew")] = False,
 ) -> None:
-    """Prints regret by t; for "auto", each sixth of the photographs is judged by constants fitted on the others."""
-    if scores is not None and scores.exists():
-        rows = json.loads(scores.read_text())
-    else:
-        rows = measure(photos, features, most)
-        if scores is not None:
-            scores.write_text(json.dumps(rows))
-    raw = torch.tensor([row["features"] for row in rows])
-    table = torch.tensor([row["scores"] for row in rows])  # [n, 5, 3]
-    psnr, lpips = table[..., 0], table[..., 1]
-    rate = float((lpips[:, 0] - lpips[:, -1]).mean() / (psnr[:, 0] - psnr[:, -1]).mean())
-    rate = min(max(rate, 0.005), 0.1)
-    costs = lpips - rate * psnr
-    mean, deviation = raw.mean(0), raw.std(0).clamp_min(1e-3)
-    known = ((raw - mean) / deviation).clamp(-2, 2)
-    chosen = torch.zeros(len(rows))
-    for fold in range(FOLDS):
-        held = torch.arange(len(rows)) % FOLDS == fold
-        weight, bias = fit(known[~held], costs[~held])
-        chosen[held] = torch.sigmoid(known[held] @ weight + bias)
-    best = costs.min(1).values
-    print(f"{len(rows)} photographs; 1 dB is worth {rate:.4f} LPIPS")
-    for index, t in enumerate(DIALS):
-        show(f"t = {t:g}", costs[:, index] - best, psnr[:, index], lpips[:, index])
-    show("auto (held out)", at(costs, chosen) - best, at(psnr, chosen), at(lpips, chosen))
-    oracle = costs.argmin(1, keepdim=True)
-    show("oracle", best - best, psnr.gather(1, oracle)[:, 0], lpips.gather(1, oracle)[:, 0])
-    worst_psnr, worst_dists = psnr.min(1).values, table[..., 2].max(1).values
-    print(
-        f"worse than the worst fixed t: by {float((worst_psnr - at(psnr, chosen)).max()):.3f} dB and "
-        f"{float((at(table[..., 2], chosen) - worst_dists).max()):.4f} DISTS at most"
-    )
-    weight, bias = fit(known, costs)
-    print(f"weights {[round(float(x), 3) for x in weight]}, bias {float(bias):.3f}")
+    """The table of held-back photographs; `auto` is judged by constants that were fitted on the others."""
+    samples.mkdir(parents=True, exist_ok=True)
+    pipe = CTSRPipeline.mini()
+    with torch.no_grad():
+        table = tabulate([measure(sample, pipe, features, samples) for sample in drawn(photos, crops)])
+    rules, found = [fit(table, table.fold != fold) for fold in range(FOLDS)], list[Scores]()
+    for sample in drawn(photos, crops):
+        put(rules[sample.fold])
+        with torch.no_grad():
+            found.append(Judge(scored(sample.truth), features).score(scored(automatic(pipe, sample.small))))
+    tell(torch.stack([psnr(table.error.mean(2)), table.lpips.mean(2), table.dists], 2), torch.tensor(found), table.rate)
     if write:
-        write_tuned(mean, deviation, weight, float(bias))
+        write_tuned(fit(table, table.fold >= 0))
 
 
-def measure(photos: Path, folder: Path, most: int) -> list[dict[str, Any]]:
-    """Features and scores of every photograph."""
-    pipe, rows = CTSRPipeline.mini(), list[dict[str, Any]]()
-    for name, truth, small in samples(photos, most):
-        results = list(pipe.sweep(small, (SIDE, SIDE), DIALS))
-        rows.append({"name": name, "features": traits(small).features, "scores": score(truth, results, folder)})
-        print(
-            name, [round(x, 2) for x in rows[-1]["features"]], [round(x[1], 3) for x in rows[-1]["scores"]], flush=True
-        )
-    return rows
+@app.command()
+def pairs(folder: Annotated[Path, typer.Option(help="with folders LR and HR")], features: Features) -> None:
+    """The table of pairs of pictures, by the constants as they are; report it, do not tune on it."""
+    pipe, fixed, found = CTSRPipeline.mini(), list[list[Scores]](), list[Scores]()
+    for file in sorted((folder / "LR").iterdir()):
+        small, truth = (from_pil(Image.open(path).convert("RGB")) for path in (file, folder / "HR" / file.name))
+        with torch.no_grad():
+            judge, size = Judge(truth, features), (truth.shape[-2], truth.shape[-1])
+            fixed.append([judge.score(made) for made in pipe.sweep(small, size, DIALS)])
+            found.append(judge.score(automatic(pipe, small)))
+    table = torch.tensor(fixed)
+    tell(table, torch.tensor(found), rate_of(table[..., 1], 10 ** (-table[..., 0] / 10)))
 
 
-def show(name: str, regret: Tensor, psnr: Tensor, lpips: Tensor) -> None:
+def tell(fixed: Tensor, auto: Tensor, rate: float) -> None:
+    """The table by PSNR, LPIPS and DISTS at all of `DIALS` [n, 5, 3] and at automatic t [n, 3]."""
+    costs, cost = fixed[..., 1] - rate * fixed[..., 0], auto[:, 1] - rate * auto[:, 0]
+    best, oracle = costs.min(1).values, costs.argmin(1)
+    print(f"{len(auto)} pictures; 1 dB is worth {rate:.4f} LPIPS")
+    for index, t in enumerate(DIALS):
+        show(f"t = {t:g}", costs[:, index] - best, fixed[:, index])
+    show("auto", cost - best, auto)
+    show("oracle", best - best, fixed[torch.arange(len(auto)), oracle])
+    least = float((costs.mean(0) - best.mean()).min())
+    print(f"regret of auto is {float((cost - best).mean()) / least:.2f} of the best fixed t's")
+    short = fixed[..., 0].min(1).values - auto[:, 0]
+    far = auto[:, 2] - fixed[..., 2].max(1).values
+    print(f"worse than the worst fixed t: by {float(short.max()):.3f} dB and {float(far.max()):.4f} DISTS at most")
+
+
+def show(name: str, regret: Tensor, scores: Tensor) -> None:
     """One line of the table."""
-    print(
-        f"{name:16} regret {float(regret.mean()):.4f}  PSNR {float(psnr.mean()):.3f}  LPIPS {float(lpips.mean()):.4f}"
-    )
+    quality, near, structure = scores.mean(0).tolist()
+    print(f"{name:8} regret {float(regret.mean()):.4f}  PSNR {quality:.3f}  LPIPS {near:.4f}  DISTS {structure:.4f}")
 
 
-def write_tuned(mean: Tensor, deviation: Tensor, weight: Tensor, bias: float) -> None:
+def write_tuned(rule: Rule) -> None:
     """The constants, under the docstring and the names that the file has."""
     text = TUNED.read_text(encoding="utf-8")
-    head = text[: text.index("MEAN =")]
-    values = {"MEAN": mean, "DEVIATION": deviation, "WEIGHT": weight}
-    lines = [f"{name} = ({', '.join(f'{float(x):.3f}' for x in value)})" for name, value in values.items()]
-    TUNED.write_text(f"{head}{chr(10).join(lines)}\nBIAS = {bias:.3f}\n", encoding="utf-8")
+    lines = [f"{name} = {written(value)}" for name, value in rule.items()]
+    TUNED.write_text(text[: text.index("MEAN =")] + "\n".join(lines) + "\n", encoding="utf-8")
+
+
+def written(value: Any) -> str:
+    """A number, a row of them, or rows in lines."""
+    if isinstance(value, tuple) and isinstance(value[0], tuple):
+        return "(\n" + "".join(f"    {row},\n" for row in value) + ")"
+    return str(value)
+
+
+@app.command()
+def time(height: int = 768, width: int = 1024, runs: int = 9) -> None:
+    """Median seconds of a run at t = .5 and at automatic t, one after the other."""
+    pipe, small = CTSRPipeline.mini(), torch.rand(1, 3, height // 4, width // 4)
+    taken: dict[Any, list[float]] = {0.5: [], "auto": []}
+    for _ in range(runs + 1):
+        for t, seconds in taken.items():
+            start = clock.perf_counter()
+            pipe(small, t=t, output_type="pt")
+            seconds.append(clock.perf_counter() - start)
+    fixed, auto = (statistics.median(seconds[1:]) for seconds in taken.values())
+    print(f"{width}x{height}: t = .5 {fixed:.3f} s, auto {auto:.3f} s: {auto / fixed - 1:.1%} more")
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app()

@@ -24,7 +24,8 @@ from typing_extensions import Unpack  # in typing from Python 3.11
 
 from . import families
 from .arguments import CallOptions, check_dials, check_inputs
-from .assess.auto_t import Choice, choose_t, traits
+from .assess.auto_t import Choice, choose_t
+from .assess.noise import noise_level
 from .assess.places import MARGIN, Place, check_places
 from .families import Dial, Endpoints
 from .images.color_fix import ColorFix, apply_color_fix, check_color_fix
@@ -497,16 +498,17 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
 
     @torch.no_grad()
     def choose_t(self, image: Tensor, endpoints: Endpoints, size: tuple[int, int]) -> Choice:
-        """Automatic t for a picture: what t, why, and a map where some places need more of it.
+        """Automatic t for a picture: a map of t, its mean, and why; higher where the realistic end leaves the input.
 
         Args:
             image: the input, [1, 3, h, w] in [0, 1].
             endpoints: of its result.
             size: height and width of the result.
         """
-        choice, image = choose_t(image), image.float()
+        image = image.float()
+        choice = choose_t(image)
         if endpoints.delta is None:
-            return replace(choice, t=1.0, reasons=("this model has no dial: every t gives the same",))
+            return Choice(1.0, ("this model has no dial: every t gives the same",))
 
         delta, kappa, f = endpoints.delta, endpoints.kappa, self.vae_scale_factor
 
@@ -519,7 +521,7 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
             realistic, faithful = (self.decode(self.blend(part, t))[inside] for t in (0.0, 1.0))
             return realistic, faithful
 
-        return check_places(image, choice, traits(image).noise, delta, f, size, both_ends)
+        return check_places(image, choice, noise_level(image), delta, f, size, both_ends)
 
     def _chooser(self, image: Tensor, size: tuple[int, int], choices: list[Choice]) -> Chooser:
         """What `sweep` asks for an automatic t of a result of that size; the choice is added to `choices`."""

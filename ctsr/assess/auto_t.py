@@ -1,26 +1,39 @@
-"""Automatic t: chosen for a picture from what it shows, with the reasons.
+"""Automatic t: chosen for every place of a picture from what the picture shows, with the reasons.
 
-What makes a picture need more or less of realism was learned from held-back photographs (`tuned`, made by
-`benchmarks/auto_t.py`). That part knows only the picture; `places` then looks at the ends of the dial.
+Where a picture has contrast the realistic end is a guess that costs fidelity; in smooth, noisy or dark places it costs
+little and gives back texture. How much was learned from held-back photographs: `tuned` holds a network of one hidden
+layer, made by `benchmarks/auto_t.py`. It knows only the picture; `places` then looks at the ends of the dial.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from . import tuned
 from .blocks import blocks
 from .blur import Blur, blur
 from .noise import noise_level
-from .windows import local_mean, luma
+from .windows import gaussian, local_mean, luma
 
 NO_EDGES = 1.5
 """Blur in pixels that stands for a picture without edges."""
 PLAIN_SQUARES = 1.0
 """log(1 + step) of JPEG squares as plain as counts: 1.7 of 255."""
-MATTERS = 0.15
-"""Change of the logit of t from which a feature is a reason."""
+MATTERS = 0.03
+"""Change of the mean t from which a feature is a reason."""
+COARSE, FINE, AROUND = 3.0, 1.0, 2
+"""Pixels: contrast is what Gaussians of the first two take away, over windows that reach as far as the third."""
+LEAST_CONTRAST = 0.5
+"""Levels of 255: what rounding leaves."""
+LIMIT = 3.0
+"""Deviations beyond which a feature counts no more."""
+STRIP = 512
+"""Rows whose contrast is measured at a time."""
+LOOKED_AT = 128
+"""Pixels a side, at most, that reasons are taken from."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +41,9 @@ class Choice:
     """t for a picture.
 
     Attributes:
-        t: in [0, 1].
+        t: in [0, 1], the mean over the picture.
         reasons: one line each.
-        t_map: [h, w] in [0, 1] over the picture where places need another t, else None.
+        t_map: [h, w] in [0, 1] over the picture, of any size; None where one t holds everywhere.
     """
 
     t: float
@@ -40,18 +53,21 @@ class Choice:
 
 @dataclass(frozen=True)
 class Traits:
-    """What a picture shows: noise in [0, 1], blur, JPEG's steps in [0, 1], part of its area that has texture."""
+    """What a picture shows: noise in [0, 1], blur, JPEG's steps in [0, 1], part of its area that has texture, and its
+    mean brightness in [0, 1]."""
 
     noise: float
     blur: Blur | None
     blocks: float
     texture: float
+    brightness: float
 
     @property
     def features(self) -> tuple[float, ...]:
-        """Numbers in the order of `tuned.FEATURES`."""
+        """Numbers in the order of `tuned.FEATURES`, without those of contrast."""
         width = NO_EDGES if self.blur is None else self.blur.lens
-        return (math.log1p(255 * self.noise), width, min(math.log1p(255 * self.blocks), PLAIN_SQUARES), self.texture)
+        squares = min(math.log1p(255 * self.blocks), PLAIN_SQUARES)
+        return (math.log1p(255 * self.noise), width, squares, self.texture, self.brightness)
 
 
 def traits(picture: Tensor) -> Traits:
@@ -60,27 +76,82 @@ def traits(picture: Tensor) -> Traits:
     grey = luma(picture)
     deviation = (local_mean(grey.square(), 2) - local_mean(grey, 2).square()).clamp_min(0).sqrt()
     texture = float((deviation > 3 * noise + 2 / 255).float().mean())
-    return Traits(noise, blur(picture, noise), blocks(picture), texture)
+    return Traits(noise, blur(picture, noise), blocks(picture), texture, float(grey.mean()))
+
+
+def contrast(picture: Tensor) -> Tensor:
+    """Coarse and fine contrast around each pixel, noise included: log of levels of 255, [1, 3, h, w] -> [2, h, w]."""
+    height, halo = picture.shape[-2], math.ceil(3 * COARSE) + AROUND
+    out = picture.new_empty(2, height, picture.shape[-1])
+    for top in range(0, height, STRIP):
+        above = min(top, halo)
+        grey = luma(picture[..., top - above : top + STRIP + halo, :])
+        for plane, width in zip(out, (COARSE, FINE), strict=True):
+            power = local_mean((grey - gaussian(grey, width)).square_(), AROUND)[0, 0, above : above + STRIP]
+            plane[top : top + STRIP] = power.mul_(255**2).add_(LEAST_CONTRAST**2).log_().div_(2)
+    return out
 
 
 def choose_t(picture: Tensor) -> Choice:
     """t for a picture [1, 3, h, w] fp32 in [0, 1], from the picture alone."""
-    found = traits(picture)
-    rows = zip(found.features, tuned.MEAN, tuned.DEVIATION, tuned.WEIGHT, strict=True)
-    pulls = [weight * max(-2.0, min(2.0, (value - mean) / deviation)) for value, mean, deviation, weight in rows]
-    t = round(1 / (1 + math.exp(-tuned.BIAS - sum(pulls))), 2)
-    return Choice(t, (*reasons(found, pulls), f"so t = {t:g}"))
+    found, local = traits(picture), contrast(picture)
+    known = (*found.features, *(float(plane.mean()) for plane in local))
+    few = local[:, :: -(-local.shape[1] // LOOKED_AT), :: -(-local.shape[2] // LOOKED_AT)]
+    t_map = t_of(local, known)
+    return Choice(mean_t(t_map), (by_contrast(few, known), *reasons(found, few, known), summary(t_map)), t_map)
 
 
-def reasons(found: Traits, pulls: list[float]) -> list[str]:
-    """What moved t and where to, strongest first, in words."""
-    soft = "no clear edges" if found.blur is None else f"edges {found.blur.lens:.1f} px wide at the sharpest"
-    texts = (
-        f"noise σ {255 * found.noise:.1f} of 255",
-        soft,
-        f"JPEG squares of {255 * found.blocks:.1f} of 255",
-        f"{found.texture:.0%} of the picture has texture",
+def t_of(local: Tensor, known: Sequence[float]) -> Tensor:
+    """t at every place, [h, w], by the contrast there, [2, h, w], and the features of the whole picture."""
+    scales = list(zip(tuned.MEAN, tuned.DEVIATION, strict=True))
+    same = [
+        max(-LIMIT, min(LIMIT, (x - mean) / deviation)) for x, (mean, deviation) in zip(known, scales, strict=False)
+    ]
+    coarse, fine = (
+        ((plane - mean) / by).clamp_(-LIMIT, LIMIT)
+        for plane, (mean, by) in zip(local, scales[len(same) :], strict=True)
     )
-    strong = sorted((-abs(pull), text, pull) for pull, text in zip(pulls, texts, strict=True) if abs(pull) > MATTERS)
-    way = {True: "more faithful", False: "more realistic"}
-    return [f"{text}: {way[pull > 0]}" for _, text, pull in strong] or ["nothing stands out: the usual t"]
+    logit = torch.full_like(coarse, tuned.BIAS)
+    for (*weights, of_coarse, of_fine, bias), out in zip(tuned.HIDDEN, tuned.OUT, strict=True):
+        constant = bias + sum(weight * x for weight, x in zip(weights, same, strict=True))
+        unit = (of_coarse * coarse).add_(fine, alpha=of_fine).add_(constant).tanh_()
+        logit.add_(unit, alpha=out)
+    return logit.sigmoid_()
+
+
+def mean_t(t_map: Tensor) -> float:
+    """One t for all of a map."""
+    return round(float(t_map.mean()), 2)
+
+
+def summary(t_map: Tensor) -> str:
+    """The last line of the reasons."""
+    return f"so t = {mean_t(t_map):g} on average"
+
+
+def by_contrast(local: Tensor, known: Sequence[float]) -> str:
+    """What smooth places take and what strong contrast takes, in words: the quarters of least and of most contrast."""
+    order = local[0].flatten().argsort(stable=True)
+    t = t_of(local, known).flatten()[order]
+    quarter = -(-len(t) // 4)
+    smooth, strong = float(t[:quarter].mean()), float(t[-quarter:].mean())
+    if abs(strong - smooth) < MATTERS:
+        return "its contrast is even: about the same t everywhere"
+    return f"smooth places: t = {smooth:.2f}; edges and strong texture: t = {strong:.2f}"
+
+
+def reasons(found: Traits, local: Tensor, known: Sequence[float]) -> list[str]:
+    """What else moved t and where to, strongest first, each against a picture that is like most in this one thing."""
+    soft = "no clear edges" if found.blur is None else f"edges {found.blur.lens:.1f} px wide at the sharpest"
+    usual = tuned.MEAN
+    texts = (
+        f"noise σ {255 * found.noise:.1f} of 255 (usual: {math.expm1(usual[0]):.1f})",
+        f"{soft} (usual: {usual[1]:.1f})",
+        f"JPEG squares of {255 * found.blocks:.1f} of 255 (usual: {math.expm1(usual[2]):.1f})",
+        f"{found.texture:.0%} of the picture has texture (usual: {usual[3]:.0%})",
+        f"brightness {found.brightness:.0%} (usual: {usual[4]:.0%})",
+    )
+    here = float(t_of(local, known).mean())
+    moved = [here - float(t_of(local, (*known[:i], usual[i], *known[i + 1 :])).mean()) for i in range(len(texts))]
+    strong = sorted((-abs(by), text, by) for text, by in zip(texts, moved, strict=True) if abs(by) >= MATTERS)
+    return [f"{text}: t {abs(by):.2f} {'higher' if by > 0 else 'lower'}" for _, text, by in strong]

@@ -5,14 +5,13 @@ cost more than the run itself.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..images.tensors import pad, resize
-from .auto_t import Choice
+from ..images.tensors import map_to_latents, pad, resize
+from .auto_t import Choice, mean_t, summary
 from .camera import QUANTISATION
 from .windows import gaussian, local_mean, luma
 
@@ -52,7 +51,7 @@ def check_places(
 
     Args:
         picture: the input, [1, 3, h, w] in [0, 1].
-        choice: for the whole picture.
+        choice: by the picture alone.
         noise: the input's standard deviation.
         delta: the way from the realistic to the faithful latents, [1, C, h, w] of at least the size of the result, as
             padding makes them.
@@ -64,15 +63,16 @@ def check_places(
     delta = delta[..., : enlarged.shape[-2] // factor, : enlarged.shape[-1] // factor]
     scale = size[1] / picture.shape[-1]
     looked_at = where_to_look(delta, max(1, round(SIDE * scale / factor)))
-    if not looked_at or choice.t >= 1:
-        return choice
+    before = torch.full((1, 1), choice.t) if choice.t_map is None else choice.t_map
+    before = map_to_latents(before, size, (delta.shape[-2], delta.shape[-1]), factor)
     raised = list[tuple[Place, float]]()
     for place in looked_at:
         top, left, side = (factor * value for value in place)
         source = enlarged[..., top : top + side, left : left + side]
         r0, r1 = (difference(end, source, scale) for end in decode(place))
-        t = least_t(r0, r1, choice.t, noise)
-        if t > choice.t + 0.05:
+        here = float(part(before, place).mean())
+        t = least_t(r0, r1, here, noise)
+        if t > here + 0.05:
             raised.append((place, t))
     if not raised:
         return choice
@@ -82,7 +82,14 @@ def check_places(
         for (top, left, _), t in raised
     ]
     more = [f"and at {len(texts) - NAMED} more places"] if len(texts) > NAMED else []
-    return replace(choice, t_map=smooth_map(delta, choice.t, raised), reasons=(*choice.reasons, *texts[:NAMED], *more))
+    t_map = torch.maximum(before, islands(before, raised))[0, 0]
+    return Choice(mean_t(t_map), (*choice.reasons[:-1], *texts[:NAMED], *more, summary(t_map)), t_map)
+
+
+def part(x: Tensor, place: Place) -> Tensor:
+    """What of [1, C, h, w] over the latents is a place, without a copy."""
+    top, left, side = place
+    return x[..., top : top + side, left : left + side]
 
 
 def where_to_look(delta: Tensor, side: int) -> list[Place]:
@@ -112,11 +119,10 @@ def least_t(r0: Tensor, r1: Tensor, t: float, noise: float) -> float:
     return 1.0
 
 
-def smooth_map(delta: Tensor, t: float, raised: list[tuple[Place, float]]) -> Tensor:
-    """A map of t over the latents, [h, w], higher in some places and without hard borders."""
-    out = torch.full((1, 1, *delta.shape[-2:]), t)
-    for (top, left, side), value in raised:
-        out[..., top : top + side, left : left + side] = value
+def islands(like: Tensor, raised: list[tuple[Place, float]]) -> Tensor:
+    """t of some places over the latents, [1, 1, h, w] as `like`, falling to 0 around them without hard borders."""
+    out = torch.zeros_like(like)
+    for place, value in raised:
+        part(out, place).fill_(value)
     radius = max(1, raised[0][0][2] // 4)
-    wide = F.max_pool2d(out, 2 * radius + 1, 1, radius)
-    return local_mean(wide, radius)[0, 0].clamp_(0, 1)
+    return local_mean(F.max_pool2d(out, 2 * radius + 1, 1, radius), radius)

@@ -1,10 +1,22 @@
-"""What automatic t follows, written by `python -m benchmarks.auto_t --write` for the built-in model.
+"""What automatic t follows, written by `python -m benchmarks.auto_t tune --write` for the built-in model.
 
-t = sigmoid(bias + sum of weight * (feature - mean) / deviation).
+t = sigmoid(BIAS + sum of OUT * tanh(HIDDEN * (features, 1))), features less MEAN by DEVIATION. The last two are of
+every place, the others of the whole picture. Contrast is the log of levels of 255, noise and blocks that of one more.
 """
 
-FEATURES = ("noise", "blur", "blocks", "texture")
-MEAN = (1.179, 0.502, 0.434, 0.284)
-DEVIATION = (0.768, 0.650, 0.345, 0.238)
-WEIGHT = (-0.027, -0.114, -0.206, 0.008)
-BIAS = -0.353
+FEATURES = (
+    "noise",
+    "blur",
+    "blocks",
+    "texture",
+    "brightness",
+    "mean contrast",
+    "mean fine contrast",
+    "contrast",
+    "fine contrast",
+)
+MEAN = (0.0,) * 9
+DEVIATION = (1.0,) * 9
+HIDDEN = ((0.0,) * 10,)
+OUT = (0.0,)
+BIAS = 0.0

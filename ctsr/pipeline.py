@@ -387,8 +387,8 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
                 warning, its RGB profile handed on in `info["icc_profile"]`); an array [h, w, 3] or [B, h, w, 3] or a
                 tensor [3, h, w] or [B, 3, h, w], uint8, uint16, or float in [0, 1]; or a list of these.
             t: the dial, 0 = most realistic, 1 = most faithful; one number, or one a picture; 0.5 by default. "auto"
-                chooses it for each picture from what that shows, and raises it where the result would depart from the
-                input; `choices` of the output says why.
+                chooses it for every place from what the picture shows, and raises it where the result would depart from
+                the input; `choices` of the output says why.
             scale: output side / input side, by default the checkpoint's own, 4 for ctsr-mini; the result has exactly
                 round(scale * h) x round(scale * w) pixels.
             height, width: pixels of the result instead of `scale`; of one alone, the other follows by the picture's

@@ -1,10 +1,11 @@
-"""CTSRAutoT: t chosen for a picture, and where it must be higher."""
+"""CTSRAutoT: t chosen for every place of a picture, and where it must be higher."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from comfy_api.latest import io
 from torch import Tensor
 
@@ -28,8 +29,8 @@ class CTSRAutoT(io.ComfyNode):
             node_id="CTSRAutoT",
             display_name="Auto t (CTSR)",
             search_aliases=["automatic t", "choose t", "realism fidelity"],
-            description="Chooses t for a picture from its noise, blur, JPEG squares and texture, and says why. With "
-            "endpoints and vae it also finds places that must be more faithful, as a mask.",
+            description="Chooses t for every place of a picture from its contrast, noise, blur, JPEG squares and "
+            "brightness, and says why. With endpoints and vae it also finds places that must be more faithful.",
             inputs=[
                 io.Image.Input("image", tooltip="The picture to enlarge. Of a batch the mean t is given."),
                 Ends.Input(
@@ -41,7 +42,9 @@ class CTSRAutoT(io.ComfyNode):
                 io.Vae.Input("vae", optional=True, tooltip="The VAE of Load CTSR; needed with endpoints."),
             ],
             outputs=[
-                io.Float.Output(display_name="t", tooltip="For t of Tradeoff t or Upscale & Restore."),
+                io.Float.Output(
+                    display_name="t", tooltip="The mean, for t of Tradeoff t or Upscale & Restore; the map is better."
+                ),
                 io.String.Output(display_name="reasons", tooltip="Why, one line each."),
                 io.Mask.Output(
                     display_name="t map",
@@ -60,7 +63,7 @@ class CTSRAutoT(io.ComfyNode):
             t = round(sum(choice.t for choice in choices) / len(choices), 2)
             lines = [line for choice in choices for line in choice.reasons]
             work.result = "\n".join(lines if len(choices) == 1 else [f"t = {t:g}, the mean of {len(choices)} pictures"])
-        return io.NodeOutput(t, "\n".join(lines), maps(choices, endpoints, rgb))
+        return io.NodeOutput(t, "\n".join(lines), maps(choices, rgb))
 
 
 def choose(rgb: Tensor, endpoints: HostEndpoints | None, vae: host.CTSRVAE | None, work: Work) -> list[Choice]:
@@ -84,11 +87,8 @@ def choose(rgb: Tensor, endpoints: HostEndpoints | None, vae: host.CTSRVAE | Non
     ]
 
 
-def maps(choices: list[Choice], endpoints: HostEndpoints | None, rgb: Tensor) -> Tensor:
-    """MASK [B, h, w] of t, over the latents where there are endpoints, else over the pictures."""
-    height, width = rgb.shape[-2:]
-    if endpoints is not None:
-        height, width = (-(-side // endpoints.vae_scale_factor) for side in endpoints.origin.size)
-    each = (choice.t_map for choice in choices)
-    rows = zip(choices, each, strict=True)
-    return torch.stack([torch.full((height, width), choice.t) if x is None else x.cpu() for choice, x in rows])
+def maps(choices: list[Choice], rgb: Tensor) -> Tensor:
+    """MASK [B, h, w] of t over the pictures [B, 3, h, w]."""
+    each = (torch.full((1, 1), choice.t) if choice.t_map is None else choice.t_map.cpu() for choice in choices)
+    wide = [F.interpolate(t_map[None, None], size=rgb.shape[-2:], mode="bilinear") for t_map in each]
+    return torch.cat(wide)[:, 0]

@@ -105,7 +105,7 @@ def upscale_command(
     long_side: LongSideOption = None,
     megapixels: MegapixelsOption = None,
     t: Annotated[
-        str, typer.Option("--t", help="The dial: 0 = most realistic, 1 = most faithful; auto: chosen for each picture.")
+        str, typer.Option("--t", help="The dial: 0 = most realistic, 1 = most faithful; auto: chosen for every place.")
     ] = "0.5",
     model: ModelOption = "mini",
     tile: TileOption = 0,

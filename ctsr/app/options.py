@@ -17,7 +17,7 @@ class Options:
     """What is wanted of every picture; raises ValueError for what no picture can have.
 
     Attributes:
-        t: the dial, 0 = most realistic, 1 = most faithful; "auto" chooses it for each picture.
+        t: the dial, 0 = most realistic, 1 = most faithful; "auto" chooses it for every place.
         size: how large results are.
         tile: pixels of the result, 0 for automatic.
         color_fix: None is the checkpoint's own.

@@ -142,11 +142,11 @@ def by_contrast(local: Tensor, known: Sequence[float]) -> str:
 
 def reasons(found: Traits, local: Tensor, known: Sequence[float]) -> list[str]:
     """What else moved t and where to, strongest first, each against a picture that is like most in this one thing."""
-    soft = "no clear edges" if found.blur is None else f"edges {found.blur.lens:.1f} px wide at the sharpest"
     usual = tuned.MEAN
+    soft = "no clear edges" if found.blur is None else f"edges {found.blur.lens:.1f} px wide at the sharpest"
     texts = (
         f"noise σ {255 * found.noise:.1f} of 255 (usual: {math.expm1(usual[0]):.1f})",
-        f"{soft} (usual: {usual[1]:.1f})",
+        f"{soft} (usual: {usual[1]:.1f} px)",
         f"JPEG squares of {255 * found.blocks:.1f} of 255 (usual: {math.expm1(usual[2]):.1f})",
         f"{found.texture:.0%} of the picture has texture (usual: {usual[3]:.0%})",
         f"brightness {found.brightness:.0%} (usual: {usual[4]:.0%})",

@@ -1,6 +1,7 @@
-"""Automatic t: the same for the same picture, moved by what is tuned, and raised where a realistic end would depart."""
+"""Automatic t: the same for the same picture, by place, as tuned, and raised where a realistic end would depart."""
 
 import logging
+import re
 
 import pytest
 import torch
@@ -13,31 +14,72 @@ from ctsr.images.tensors import pad, resize
 from tests.ctsr.assess.conftest import camera
 
 
+def follow(monkeypatch, *, out: float, bias: float = 0.0, **weights: float):
+    """Automatic t with one hidden unit that follows the named features, as `tuned` names them with _ for spaces."""
+    row = tuple(weights.get(name.replace(" ", "_"), 0.0) for name in tuned.FEATURES)
+    monkeypatch.setattr(tuned, "HIDDEN", ((*row, 0.0),))
+    monkeypatch.setattr(tuned, "OUT", (out,))
+    monkeypatch.setattr(tuned, "BIAS", bias)
+
+
 def test_traits_tell_noise_and_texture_apart(scene):
     clean, noisy = traits(camera(scene, 1 / 255)), traits(camera(scene, 10 / 255))
     assert noisy.noise > 5 * clean.noise
-    assert len(clean.features) == len(tuned.FEATURES) == len(tuned.MEAN) == len(tuned.DEVIATION) == len(tuned.WEIGHT)
     smooth = scene.clone()
     smooth[..., 256:] = 0.5
     assert traits(camera(smooth, 1 / 255)).texture < clean.texture - 0.2
 
 
 def test_noise_moves_t_the_way_it_is_tuned_and_is_named(scene, monkeypatch):
-    monkeypatch.setattr(tuned, "WEIGHT", (-1.0, 0.0, 0.0, 0.0))
+    follow(monkeypatch, out=-1.0, noise=1.0)
     clean, noisy = choose_t(camera(scene, 0.5 / 255)), choose_t(camera(scene, 10 / 255))
     assert noisy.t < clean.t
-    assert any(reason.startswith("noise σ ") and "more realistic" in reason for reason in noisy.reasons)
-    assert noisy.reasons[-1] == f"so t = {noisy.t:g}"
+    assert any(
+        re.fullmatch(r"noise σ \d+\.\d of 255 \(usual: \d\.\d\): t 0\.\d\d lower", line) for line in noisy.reasons
+    )
+    assert noisy.reasons[-1] == f"so t = {noisy.t:g} on average"
 
 
-def test_a_picture_that_is_like_others_says_so(photo, monkeypatch):
-    monkeypatch.setattr(tuned, "WEIGHT", (0.0,) * 4)
-    assert choose_t(photo).reasons[0] == "nothing stands out: the usual t"
+def test_a_reason_is_the_change_of_t_that_its_feature_makes(scene, monkeypatch):
+    follow(monkeypatch, out=1.5, noise=0.8, brightness=-0.5, contrast=0.6)
+    picture = camera(scene, 8 / 255)
+    here, (reason,) = choose_t(picture), [line for line in choose_t(picture).reasons if line.startswith("noise")]
+    monkeypatch.setattr(tuned, "HIDDEN", ((0.0, *tuned.HIDDEN[0][1:]),))
+    usual = choose_t(picture).t
+    assert float(re.findall(r"t (\d\.\d+)", reason)[0]) == pytest.approx(here.t - usual, abs=0.02)
+
+
+def test_places_of_contrast_get_another_t_than_smooth_ones_and_a_line_says_so(scene, monkeypatch):
+    follow(monkeypatch, out=2.0, contrast=1.0)
+    picture = camera(scene, 0.5 / 255)  # the left half has no texture
+    choice = choose_t(picture)
+    assert choice.t_map is not None
+    assert choice.t_map.shape == (128, 128)
+    assert choice.t == pytest.approx(float(choice.t_map.mean()), abs=0.005)
+    assert float(choice.t_map[:, 80:].mean()) > float(choice.t_map[:, :50].mean()) + 0.1
+    smooth, strong = map(float, re.findall(r"t = (0\.\d\d)", choice.reasons[0]))
+    assert strong > smooth + 0.1
+
+
+def test_a_picture_that_is_like_others_names_nothing_else(photo, monkeypatch):
+    follow(monkeypatch, out=0.0)
+    assert choose_t(photo).reasons == ("its contrast is even: about the same t everywhere", "so t = 0.5 on average")
+
+
+def test_contrast_in_strips_is_that_of_the_whole(scene, monkeypatch):
+    whole = auto_t.contrast(scene)
+    monkeypatch.setattr(auto_t, "STRIP", 96)
+    assert torch.allclose(auto_t.contrast(scene), whole, atol=1e-4)
+    assert float(whole[0, :, :200].mean()) < float(whole[0, :, 300:].mean()) - 0.5
 
 
 @pytest.mark.parametrize("picture", [torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 1, 1), torch.rand(1, 3, 64, 9)])
 def test_any_picture_has_a_t(picture):
-    assert 0 <= choose_t(picture).t <= 1
+    choice = choose_t(picture)
+    assert 0 <= choice.t <= 1
+    assert choice.t_map is not None
+    assert choice.t_map.shape == picture.shape[-2:]
+    assert torch.isfinite(choice.t_map).all()
 
 
 def test_least_t_is_the_blend_that_no_longer_departs():
@@ -69,13 +111,15 @@ def test_t_is_raised_where_the_realistic_end_departs_and_nowhere_else(scene, pho
         return faithful.flip(-1), faithful  # the realistic end shows something else
 
     size = (512, 512)
-    choice = check_places(photo, Choice(0.2, ("noisy",)), 2 / 255, delta, factor, size, decode)
+    choice = check_places(photo, Choice(0.2, ("noisy", "so t = 0.2 on average")), 2 / 255, delta, factor, size, decode)
     assert choice.t_map is not None
     assert choice.t_map.shape == (64, 64)
     assert float(choice.t_map[30, 18]) > 0.9
     assert float(choice.t_map[:, 50:].max()) == pytest.approx(0.2)
     assert choice.reasons[0] == "noisy"
     assert "around x 144, y 240" in choice.reasons[1]
+    assert choice.t == pytest.approx(float(choice.t_map.mean()), abs=0.005)
+    assert choice.reasons[-1] == f"so t = {choice.t:g} on average"
 
     same = check_places(photo, Choice(0.2, ()), 2 / 255, delta, factor, size, lambda place: decode(place)[1:] * 2)
     assert same.t_map is None
@@ -112,10 +156,7 @@ def test_the_pipeline_chooses_tells_why_and_is_deterministic(tiny_mini, photo, c
     (choice,) = first.choices
     assert any("so t = " in reason for reason in choice.reasons)
     assert choice.reasons[0] in caplog.text
-    if choice.t_map is None:
-        assert torch.equal(first.images, tiny_mini(photo, t=choice.t, output_type="pt").images)
-    else:
-        assert torch.equal(first.images, tiny_mini(photo, t_map=choice.t_map, output_type="pt").images)
+    assert torch.equal(first.images, tiny_mini(photo, t_map=choice.t_map, output_type="pt").images)
     assert tiny_mini(photo, t=0.5).choices is None
 
 
@@ -135,6 +176,26 @@ def test_a_model_without_a_dial_says_so(make_sd, photo):
     assert "no dial" in output.choices[0].reasons[0]
 
 
-def test_the_tuned_file_is_what_the_module_reads():
-    assert auto_t.tuned is tuned
+def test_the_tuned_file_fits_its_features():
+    assert len(tuned.FEATURES) == len(tuned.MEAN) == len(tuned.DEVIATION)
+    assert all(len(row) == len(tuned.FEATURES) + 1 for row in tuned.HIDDEN)
+    assert len(tuned.OUT) == len(tuned.HIDDEN)
     assert all(deviation > 0 for deviation in tuned.DEVIATION)
+
+
+def test_a_place_that_has_a_high_t_already_is_not_raised(scene, photo):
+    factor, size = 8, (512, 512)
+    delta = torch.full((1, 4, 64, 64), 0.01)
+    delta[..., 24:36, 12:24] = 1
+    t_map = torch.full((128, 128), 0.2)
+    t_map[40:80, 16:56] = 1.0
+
+    def decode(place):
+        top, left, side = (factor * value for value in place)
+        faithful = scene[..., top : top + side, left : left + side]
+        strange = top == 24 * factor and left == 12 * factor
+        return faithful.flip(-1) if strange else faithful, faithful
+
+    assert check_places(photo, Choice(0.2, ("",), t_map), 2 / 255, delta, factor, size, decode).t_map is t_map
+    low = Choice(0.2, ("",), torch.full_like(t_map, 0.2))
+    assert check_places(photo, low, 2 / 255, delta, factor, size, decode).t_map is not low.t_map

@@ -13,6 +13,7 @@ const { chromium } = createRequire(import.meta.url)("playwright-core"); // `impo
 const LIMIT = 120_000; // ms for a command
 const AGAIN = 5_000; // ms after which a click that nothing came of is made again
 const VIEW = { width: 1600, height: 900 };
+const FREE = [432, 513]; // where no node of the one-node example lies, nor a panel
 const FLAGS = [
   "--no-sandbox",
   "--disable-gpu",
@@ -27,7 +28,7 @@ const EVENTS = ["execution_cached", "executed", ...ENDINGS];
 const AT_ONCE = 2_000; // ms for what follows a key or click without the host
 // Each selector names older frontends' element first, then newer ones'.
 const DIALOG = ".p-dialog:visible, [role=dialog]:visible, [data-testid=error-overlay]:visible";
-const CLOSE = ".p-dialog-close-button, [data-testid=error-overlay-dismiss], [aria-label^=Close]";
+const CLOSE = ".p-dialog-close-button, [data-testid=error-overlay-dismiss], button:has(.pi-times), [aria-label^=Close]";
 const SEARCH_BOX = "input[id*='node-search-box-input'], input[placeholder^='Add a node']";
 const LIBRARY_TAB = ".node-library-tab-button, button[aria-label^='Node Library']";
 const LIBRARY_SEARCH = ".node-lib-search-box input, input[role=combobox][placeholder^=Search]";
@@ -51,6 +52,8 @@ page.on("pageerror", (error) => complaints.push(`uncaught: ${error.message}`));
 
 function prepare(names) {
   window.findNode = (name) => app.graph.nodes.find((node) => node.type === name || node.title === name);
+  // What a node shows: several pictures are only in the page in Nodes 2.0.
+  window.imagesOf = (node) => node.imgs ?? [...document.querySelectorAll(`[data-node-id="${node.id}"] img[src*=view]`)];
   window.seen = [];
   for (const name of names) app.api.addEventListener(name, ({ detail }) => window.seen.push({ name, detail }));
 }
@@ -114,20 +117,18 @@ function isFinished(names) {
 }
 
 function readPictures() {
-  const shown = app.graph.nodes.filter((node) => node.imgs?.length);
-  return shown.map(({ type, title, imgs }) => ({
-    type,
-    title,
-    sizes: imgs.map((image) => [image.naturalWidth, image.naturalHeight]),
-    urls: imgs.map((image) => image.src),
-  }));
+  return app.graph.nodes.flatMap((node) => {
+    const images = window.imagesOf(node);
+    const sizes = images.map((image) => [image.naturalWidth, image.naturalHeight]);
+    return images.length ? [{ type: node.type, title: node.title, sizes, urls: images.map(({ src }) => src) }] : [];
+  });
 }
 
 // Whether output nodes show what the host said last; videos are no pictures.
 function arePicturesLoaded() {
   const told = window.seen.filter(({ name, detail }) => name === "executed" && !detail.output?.animated);
   return told.every(({ detail }) => {
-    const shown = app.graph.getNodeById(detail.node)?.imgs ?? [];
+    const shown = window.imagesOf(app.graph.getNodeById(detail.node));
     const names = (detail.output?.images ?? []).map(({ filename }) => encodeURIComponent(filename));
     return names.every((name, i) => shown[i]?.src.includes(name) && shown[i].naturalWidth);
   });
@@ -279,7 +280,7 @@ const commands = {
     try {
       await page.waitForFunction((count) => app.graph.nodes.length > count, before, { timeout: AT_ONCE });
     } catch {
-      await page.mouse.click(VIEW.width / 2, VIEW.height / 2); // on newer frontends it follows the mouse until a click
+      await page.mouse.click(...FREE); // on newer frontends it follows the mouse until a click
       await page.waitForFunction((count) => app.graph.nodes.length > count, before);
     }
     await page.locator(LIBRARY_TAB).click();

@@ -1,4 +1,4 @@
-"""Two processes train as one with twice the batch does. Run as a script, this file is one of the two processes."""
+"""Processes train as one with their whole batch does. Run as a script, this file is one of the processes."""
 
 import os
 import subprocess
@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -134,28 +133,43 @@ def check(found: Gradients, expected: Gradients) -> None:
         assert max(distance(a, b) for a, b in zip(ours, theirs, strict=True)) < 1e-4, turn
 
 
+def start_all(
+    start_processes: Callable[..., list[subprocess.Popen[bytes]]], count: int, case: Case, *shards: object
+) -> None:
+    """Runs `main` in so many processes."""
+    words = [*map(str, (case.batch, case.out, case.photos, case.start, case.prior, *shards))]
+    processes = start_processes(__file__, *([words] * count))
+    said = [process.communicate(timeout=900)[1].decode() for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
+
+
 @pytest.mark.slow
-def test_two_processes_train_as_one_with_twice_the_batch(
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_train_as_one_with_the_whole_batch(
+    count: int, case: Case, tmp_path: Path, start_processes: Callable[..., list[subprocess.Popen[bytes]]]
+) -> None:
+    parts = replace(case, out=tmp_path / "parts", batch=case.batch // count)
+    start_all(start_processes, count, parts)
+    expected, found = train(case), torch.load(parts.out / "gradients.pt", weights_only=True)
+    check(found, expected)
+    start = CTSRPipeline.from_single_file(case.start, torch_dtype=torch.float32).unet.state_dict()
+    one, several = weights(case.out), weights(parts.out)
+    assert one.keys() == several.keys()
+    for name, tensor in one.items():
+        # By the tensor: AdamW moves a weight whose gradient is rounding noise by a whole step, either way.
+        assert distance(several[name], tensor) < 1e-3, name
+    unet = {name.removeprefix("generator/model.unet."): tensor for name, tensor in one.items() if "model.unet." in name}
+    assert min(float((tensor - start[name]).abs().max()) for name, tensor in unet.items()) > 1e-4
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_shards(
     case: Case, tmp_path: Path, start_processes: Callable[..., list[subprocess.Popen[bytes]]]
 ) -> None:
     write(case.photos, tmp_path / "shards", per_shard=1)
-    shards = str(tmp_path / "shards" / "*.tar")
-    halves = replace(case, out=tmp_path / "halves", batch=2)
-    words = [*map(str, (halves.out, case.photos, case.start, case.prior, tmp_path / "sharded", shards))]
-    processes = start_processes(__file__, words, words)
-    said = [process.communicate(timeout=900)[1].decode() for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(said)
-    expected, found = train(case), torch.load(halves.out / "gradients.pt", weights_only=True)
-    check(found, expected)
-    start = CTSRPipeline.from_single_file(case.start, torch_dtype=torch.float32).unet.state_dict()
-    one, two = weights(case.out), weights(halves.out)
-    assert one.keys() == two.keys()
-    for name, tensor in one.items():
-        # By the tensor: AdamW moves a weight whose gradient is rounding noise by a whole step, either way.
-        assert distance(two[name], tensor) < 1e-3, name
-    unet = {name.removeprefix("generator/model.unet."): tensor for name, tensor in one.items() if "model.unet." in name}
-    assert min(float((tensor - start[name]).abs().max()) for name, tensor in unet.items()) > 1e-4
-    latest = torch.load(tmp_path / "sharded" / "checkpoint.pt", weights_only=True)["latest_shards"]
+    sharded = replace(case, out=tmp_path / "sharded", batch=1)
+    start_all(start_processes, 2, sharded, tmp_path / "shards" / "*.tar")
+    latest = torch.load(sharded.out / "checkpoint.pt", weights_only=True)["latest_shards"]
     assert latest.keys() == {0, 1}
     assert [k % 2 for k in latest.values()] == [0, 1]
     assert max(latest.values()) > 1
@@ -167,14 +181,12 @@ def test_two_accumulated_batches_have_the_gradients_of_one_of_twice_the_size(cas
     check(halves, whole)
 
 
-def main(out: str, photos: str, start: str, prior: str, sharded: str, shards: str) -> None:
-    """One of the two processes."""
-    case = Case(Path(out), Path(photos), Path(start), Path(prior), batch=2)
-    PartialState.destroy_process_group = lambda self, group=None: None  # else the second run would find none
+def main(batch: str, out: str, photos: str, start: str, prior: str, shards: str | None = None) -> None:
+    """One of the processes."""
+    case = Case(Path(out), Path(photos), Path(start), Path(prior), batch=int(batch), shards=shards)
     found = train(case)
     if os.environ["RANK"] == "0":
         torch.save(found, case.out / "gradients.pt")
-    train(replace(case, out=Path(sharded), shards=shards, batch=1))
 
 
 if __name__ == "__main__":

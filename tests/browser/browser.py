@@ -203,6 +203,14 @@ class Browser:
         """What the template browser shows of a pack, named by its folder: name and width of each one's picture."""
         return self.call("templates", pack)
 
+    def choose(self, pack: str, title: str) -> Graph:
+        """Loads a template of a pack, named by its folder, from the template browser."""
+        return Graph(**self.call("choose", pack, title))
+
+    def clicks(self) -> int:
+        """Clicks of the mouse since the page was opened."""
+        return self.call("clicks")
+
     def complaints(self) -> list[str]:
         """Console errors and uncaught exceptions since the last time."""
         return self.call("complaints")

@@ -54,6 +54,8 @@ function prepare(names) {
   window.findNode = (name) => app.graph.nodes.find((node) => node.type === name || node.title === name);
   // What a node shows: several pictures are only in the page in Nodes 2.0.
   window.imagesOf = (node) => node.imgs ?? [...document.querySelectorAll(`[data-node-id="${node.id}"] img[src*=view]`)];
+  window.clicks = 0;
+  addEventListener("click", ({ isTrusted }) => (window.clicks += isTrusted), true);
   window.seen = [];
   for (const name of names) app.api.addEventListener(name, ({ detail }) => window.seen.push({ name, detail }));
 }
@@ -130,7 +132,8 @@ function arePicturesLoaded() {
   return told.every(({ detail }) => {
     const shown = window.imagesOf(app.graph.getNodeById(detail.node));
     const names = (detail.output?.images ?? []).map(({ filename }) => encodeURIComponent(filename));
-    return names.every((name, i) => shown[i]?.src.includes(name) && shown[i].naturalWidth);
+    const isTold = ({ src, naturalWidth }) => naturalWidth > 0 && names.some((name) => src.includes(name));
+    return names.length === 0 || (shown.length > 0 && shown.every(isTold)); // Nodes 2.0 may show one of several
   });
 }
 
@@ -183,6 +186,19 @@ function connectNodes(links) {
 }
 
 // --- commands ----------------------------------------------------------------------------------------------------------
+
+// Shows a pack's cards in the template browser.
+async function openTemplates(pack) {
+  await page.locator(TEMPLATES_TAB).click();
+  await page.waitForFunction((card) => document.querySelector(card) !== null, TEMPLATE);
+  const before = await page.evaluate(readTitles, TEMPLATE);
+  await page.locator(DIALOG).getByText(pack, { exact: true }).click();
+  try {
+    await page.waitForFunction(areOthers, { card: TEMPLATE, before }, { timeout: AGAIN });
+  } catch (error) {
+    if (error.name !== "TimeoutError") throw error; // a host that has none of its own shows the same ones
+  }
+}
 
 const commands = {
   // Loads the page and waits until it knows a type of node.
@@ -319,6 +335,20 @@ const commands = {
     await page.evaluate(connectNodes, links);
   },
 
+  // Loads a pack's template from the template browser.
+  async choose(pack, title) {
+    await page.evaluate(() => (window.before = new Set(app.graph.nodes)));
+    await openTemplates(pack);
+    await page.locator(TEMPLATE).filter({ hasText: title }).first().click();
+    await page.waitForFunction(isReplaced);
+    return await page.evaluate(describeGraph);
+  },
+
+  // Clicks of the mouse since the page was opened.
+  async clicks() {
+    return await page.evaluate(() => window.clicks);
+  },
+
   // Console errors and uncaught exceptions since the last time.
   complaints() {
     const all = complaints;
@@ -328,15 +358,7 @@ const commands = {
 
   // The template browser's cards of a pack: the width of each one's picture.
   async templates(pack) {
-    await page.locator(TEMPLATES_TAB).click();
-    await page.waitForFunction((card) => document.querySelector(card) !== null, TEMPLATE);
-    const before = await page.evaluate(readTitles, TEMPLATE);
-    await page.locator(DIALOG).getByText(pack, { exact: true }).click();
-    try {
-      await page.waitForFunction(areOthers, { card: TEMPLATE, before }, { timeout: AGAIN });
-    } catch (error) {
-      if (error.name !== "TimeoutError") throw error; // a host that has none of its own shows the same ones
-    }
+    await openTemplates(pack);
     await page.waitForFunction(areCardsLoaded, TEMPLATE);
     const widths = await page.evaluate(readCards, TEMPLATE);
     await commands.dismiss();

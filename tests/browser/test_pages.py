@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.browser.browser import Browser
+from tests.browser.conftest import SIZE
 from tests.comfyui import ROOT, ComfyServer
 
 pytestmark = pytest.mark.browser
@@ -29,6 +30,15 @@ def test_the_template_browser_lists_every_example_with_its_picture(browser: Brow
     templates = browser.templates(server.pack.name)
     assert sorted(templates) == sorted(path.stem for path in (ROOT / "examples").glob("*.json"))
     assert all(width > 0 for width in templates.values())
+
+
+def test_a_template_leads_to_the_enlarged_picture_in_four_clicks(browser: Browser, server: ComfyServer):
+    before = browser.clicks()
+    graph = browser.choose(server.pack.name, "Upscale in one node")
+    assert graph.missing == []
+    assert browser.run().ending == "execution_success"
+    assert browser.clicks() - before <= 4
+    assert [4 * SIZE[0], 4 * SIZE[1]] in [size for shown in browser.pictures() for size in shown["sizes"]]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from .assess.noise import noise_level
 from .assess.places import MARGIN, Place, check_places
 from .families import Dial, Endpoints
 from .images.color_fix import ColorFix, apply_color_fix, check_color_fix
-from .images.inputs import Maps, Pictures, as_tensors, profiles_of
+from .images.inputs import Maps, Pictures, as_maps, as_tensors, profiles_of
 from .images.tensors import (
     DEFAULT_SCALE,
     OutputType,
@@ -241,16 +241,16 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
         """z(t), see `families.blend`: t = 0 most realistic, 1 most faithful; a number, one a picture, or a map."""
         return families.blend(endpoints, t)
 
-    def map_over(self, t_map: Tensor, endpoints: Endpoints, size: tuple[int, int]) -> Tensor:
+    def map_over(self, t_map: Maps, endpoints: Endpoints, size: tuple[int, int]) -> Tensor:
         """A map of t as `blend` takes it, [1, 1, h, w] over the latents.
 
         Args:
-            t_map: [h, w] in [0, 1] over the result, of any size.
+            t_map: one map over the result, of any size and kind that a call takes, such as [h, w] in [0, 1].
             endpoints: whose latents it is for.
             size: height and width of the result.
         """
         cells = (endpoints.z0.shape[-2], endpoints.z0.shape[-1])
-        return map_to_latents(t_map, size, cells, self.vae_scale_factor).to(endpoints.z0.device)
+        return map_to_latents(as_maps(t_map, 1)[0], size, cells, self.vae_scale_factor).to(endpoints.z0.device)
 
     @torch.no_grad()
     def decode(

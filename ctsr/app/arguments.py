@@ -66,7 +66,10 @@ TileOption = Annotated[int, typer.Option(help="Side of a tile in pixels of the r
 ColorFixOption = Annotated[
     ColorFixName | None, typer.Option(help="Take colours from the original.  [default: the model's own]")
 ]
-PrecisionOption = Annotated[PrecisionName, typer.Option(help="auto: bf16 where the hardware has it, else fp32.")]
+PrecisionOption = Annotated[
+    PrecisionName,
+    typer.Option(help="auto: bf16 where the hardware has it, else fp32; Stable Diffusion's UNets fp16 on a GPU."),
+]
 DeviceOption = Annotated[
     str, typer.Option(metavar="NAME", help="cpu, cuda, cuda:1, mps, xpu; auto: the machine's GPU, else the CPU.")
 ]
@@ -98,6 +101,7 @@ class FormatName(str, Enum):
     avif = "avif"
     gif = "gif"
     bmp = "bmp"
+    exr = "exr"
 
 
 class BitDepth(str, Enum):

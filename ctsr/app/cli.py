@@ -286,7 +286,9 @@ def convert_command(
 
 @app.command("info")
 def info_command(
-    model: Annotated[str, typer.Argument(help="'mini', a .safetensors file, or a folder.")] = "mini",
+    model: Annotated[
+        str, typer.Argument(help="'mini' or 'lowlight' (built in), a .safetensors file, or a folder.")
+    ] = "mini",
     input_size: Annotated[str, typer.Option(metavar="WxH", help="Size of the picture that goes in.")] = "1920x1080",
     scale: ScaleOption = None,
     size: SizeOption = None,

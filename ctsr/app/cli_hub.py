@@ -14,7 +14,9 @@ from .console import report_errors, say
 
 def hub_folder_command(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="A new folder.")],
-    model: Annotated[str, typer.Option(help="A file of ours, a folder in diffusers' layout, or 'mini'.")] = "mini",
+    model: Annotated[
+        str, typer.Option(help="A file of ours, a folder in diffusers' layout, or 'mini' or 'lowlight'.")
+    ] = "mini",
     repo: Annotated[
         str, typer.Option(metavar="USER/NAME", help="Where it will lie on the hub.  [default: FOLDER's name]")
     ] = "",

@@ -31,7 +31,9 @@ class LazyPipeline:
         if not self.path.exists():
             built_in = "The built-in model is missing from this installation"
             what = built_in if is_built_in(self.name) else "There is no model"
-            raise CheckpointError(f"{what}: {self.path} does not exist; give a .safetensors file, a folder or 'mini'.")
+            raise CheckpointError(
+                f"{what}: {self.path} does not exist; give a .safetensors file, a folder, 'mini' or 'lowlight'."
+            )
 
     @property
     def path(self) -> Path:

@@ -14,6 +14,7 @@ from tests.nodes.schemas import SCHEMAS
 ROOT = Path(__file__).resolve().parents[2]
 DOCS, LOCALES = ROOT / "web" / "docs", ROOT / "locales"
 LANGUAGES = ("en", "zh", "ja")
+DEFAULT = {"en": "default", "zh": "默认值", "ja": "既定値"}
 OWN_LETTERS = {"zh": "[\u4e00-\u9fff]", "ja": "[\u3040-\u30ff]"}
 
 EACH_NODE = pytest.mark.parametrize("node", SCHEMAS)
@@ -79,6 +80,10 @@ def test_a_page_gives_ranges_options_and_defaults_of_the_schema(node: str, langu
         choices = {x for x in (*told, *(entry.get("options") or ())) if isinstance(x, str)}
         limits = {f"{x:g}" for x in told if not isinstance(x, str) and x < 2**32}  # a seed's is written as a power
         assert limits <= numbers(row)
+        if isinstance(entry.get("default"), int | float) and not isinstance(entry["default"], bool):
+            said = re.search(rf"{DEFAULT[language]}\s*([-\d.]+)", row)
+            assert said is not None
+            assert float(said[1]) == entry["default"]
         assert all(f"`{choice}`" in row for choice in choices)
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, cast
 import torch
 from typing_extensions import Self, TypedDict
 
-from ..errors import CTSRError
+from ..errors import CheckpointError, CTSRError
 from ..images.read import readable_suffixes
 from ..precision import Precision
 from ..whole_file import whole_file
@@ -194,6 +194,8 @@ class Worker:
                     write_record(places.local, settings, lines)
                 places.give()
                 yield from lines
+            except CheckpointError:
+                raise
             except EXPECTED as error:
                 job = Job(Path(first), Path(target))
                 yield line_of(first, target, Outcome(job, "failed", describe_error(error, job.source)), started)
@@ -323,6 +325,7 @@ def run_batch(jobs: Sequence[Row], task: Task, cluster: Cluster) -> Iterator[dic
 
     Raises:
         CTSRError: Ray is not installed, or the cluster cannot be reached.
+        CheckpointError: the model cannot be loaded, which ends the run.
     """
     try:
         ray, data = import_module("ray"), import_module("ray.data")
@@ -334,7 +337,7 @@ def run_batch(jobs: Sequence[Row], task: Task, cluster: Cluster) -> Iterator[dic
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise CTSRError(f"No Ray cluster at {cluster.address}: start one, or leave --cluster out ({error}).") from error
     data.DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, too
     blocks = min(len(jobs), BLOCKS_PER_WORKER * cluster.workers)
     lines = data.from_items([*jobs], override_num_blocks=blocks).flat_map(
         Worker,
@@ -345,6 +348,8 @@ def run_batch(jobs: Sequence[Row], task: Task, cluster: Cluster) -> Iterator[dic
     )
     try:
         yield from lines.iter_rows()
+    except CheckpointError as error:  # as Ray raises it, with the actor's traceback in its text
+        raise getattr(error, "cause", error) from None
     finally:
         ray.shutdown()
 

@@ -23,6 +23,7 @@ from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
 from ctsr.app.shards import Item, read_shard, record_of, write_shard
 from ctsr.app.upscale import upscale
+from ctsr.errors import CheckpointError
 
 
 @pytest.fixture
@@ -171,6 +172,29 @@ def test_rows_as_hugging_face_datasets_have_them_and_a_damaged_shard(folder: Pat
     (line,) = worker(Row(sources=[str(folder / "bad.tar")], target=str(folder / "out.tar")))
     assert (line["state"], "not a whole shard" in line["detail"]) == ("failed", True)
     assert not (folder / "out.tar").exists()
+
+
+def test_a_broken_model_ends_the_run_whatever_is_made(folder: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"no weights")
+    worker = Worker(Task(str(model), "fp32", Options()), Cluster(cpus=torch.get_num_threads()))
+    for into in ("pictures", "tar"):
+        row = jobs_of([str(folder / "in" / "0")], str(folder / "out"), into)[0]
+        with pytest.raises(CheckpointError, match="fetch it again"):
+            next(worker(row))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("into", ["pictures", "tar"])
+def test_a_broken_model_on_a_cluster_is_one_sentence(into: Into, folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(b"no weights")
+    words = ["batch", str(folder / "in"), "-o", str(folder / "out"), "--model", str(model), "--into", into]
+    said = CliRunner().invoke(app, [*words, "--cpus", "1"])
+    assert said.exit_code == 2
+    assert said.stderr.startswith(f"Error: {model} is truncated")
+    assert len(said.stderr.splitlines()) == 1, said.stderr
 
 
 @pytest.mark.slow

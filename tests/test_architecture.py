@@ -93,6 +93,7 @@ ROOMS = {
     "families": "",
     "precision": "",
     "whole_file": "",
+    "addresses": "",
     "models": "families precision",
     "checkpoints": "errors families models precision whole_file",
     "tiling": "errors families models precision",
@@ -105,7 +106,7 @@ ROOMS = {
     "modular": "arguments checkpoints images pipeline runtime",
     "publish": "checkpoints errors models modular pipeline",
     "convert": "checkpoints errors families load models pipeline whole_file",
-    "app": "assess checkpoints convert errors families images load pipeline precision publish runtime tiling "
+    "app": "addresses assess checkpoints convert errors families images load pipeline precision publish runtime tiling "
     "whole_file",
     "__init__": "errors families models pipeline",
     "__main__": "app",
@@ -113,7 +114,7 @@ ROOMS = {
 """What each room (a file or folder of ctsr) imports of the others: rooms above it in this table alone."""
 OPTIONAL = {
     "cv2": "a heavy extra of the command line",
-    "fsspec": "addresses of pictures, which only `ctsr batch` takes",
+    "fsspec": "addresses of pictures and backups, which most runs have none of",
     "pyarrow": "comes with ray, an extra",
     "pyarrow.parquet": "comes with ray, an extra",
     "ray": "an extra",
@@ -195,12 +196,12 @@ OF_THE_HOST = re.compile(r"(comfy|comfy_api|comfy_execution|folder_paths|server)
 HOSTLESS = {
     "__init__.py",
     "checks.py",
-    "frames.py",
     "latents.py",
     "masks.py",
     "steady.py",
     "target.py",
     "values.py",
+    "video_frames.py",
 }
 HEAVY = re.compile(r"(diffusers|transformers|peft|accelerate|huggingface_hub|xformers|training|ctsr)(\.|$)")
 

@@ -4,14 +4,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import PartialState
 from diffusers.training_utils import EMAModel
-from fsspec.core import url_to_fs  # pyright: ignore[reportUnknownVariableType, reportMissingTypeStubs]
 from torch import Tensor, nn
 
+from ctsr.addresses import file_system
 from training.engine.processes import from_first
 from training.engine.turn import Turn
 
@@ -50,12 +50,6 @@ def fetch_backup(checkpoint: Path, folder: str) -> None:
     files.get(f"{place}/{checkpoint.name}", str(partial))
     os.replace(partial, checkpoint)
     logger.info("fetched the checkpoint from %s", folder)
-
-
-def file_system(folder: str) -> tuple[Any, str]:
-    """fsspec's file system of an address or a path, and the path in it, without a slash at its end."""
-    files, place = cast("tuple[Any, str]", url_to_fs(folder))
-    return files, place.rstrip("/")
 
 
 class State:

@@ -7,9 +7,9 @@ from math import ceil
 import psutil
 import torch
 
-from ..tiling import networks, tiled
+from ..tiling import networks
 from ..tiling.memory import total_memory
-from ..tiling.network import Network, Stage, choose_tile, work_memory
+from ..tiling.network import Network, Stage, choose_tile, shared_cells, work_memory
 from ..tiling.plan import plan_halo, plan_overlap
 from .memory import BUFFER_BYTES, BUFFER_SHARE
 from .speed import Speed
@@ -122,6 +122,7 @@ def make_plan(
     tile: int,
     kept: int,
     speed: Mapping[Stage, Speed] | None,
+    tile_overlap: int | None = None,
 ) -> Plan:
     """Plans a run over pictures, one at a time.
 
@@ -134,16 +135,20 @@ def make_plan(
         tile: side of a tile in pixels of the result, 0 for automatic.
         kept: bytes a pixel of every result that stays in memory until the end.
         speed: of each stage; None leaves the time out.
+        tile_overlap: pixels of the result that blended tiles share; None is the default.
     """
+
+    def stages_of(size: tuple[int, int]) -> tuple[StagePlan, ...]:
+        return tuple(plan_stage(*one, size, multiple, device, tile, speed, tile_overlap) for one in each)
+
     largest = max(sizes, key=lambda size: size[0] * size[1])
-    stages = tuple(plan_stage(network, passes, largest, multiple, device, tile, speed) for network, passes in each)
+    stages = stages_of(largest)
     pixels = sum(height * width for height, width in sizes)
     seconds = None
     if speed is not None:
         seconds = 0.0
         for size in set(sizes):
-            one = [plan_stage(network, passes, size, multiple, device, tile, speed) for network, passes in each]
-            seconds += sizes.count(size) * sum(stage.seconds or 0 for stage in one)
+            seconds += sizes.count(size) * sum(stage.seconds or 0 for stage in stages_of(size))
     on_cpu = device.type == "cpu"
     buffers = peak_of_buffers(stages, largest[0] * largest[1], latents, with_work=on_cpu)
     cpu = torch.device("cpu")
@@ -162,23 +167,26 @@ def plan_stage(
     device: torch.device,
     tile: int,
     speed: Mapping[Stage, Speed] | None,
+    tile_overlap: int | None = None,
 ) -> StagePlan:
     """One network over a result of height and width `size`."""
     height, width = (ceil(side / multiple) * multiple // network.factor for side in size)
     side, memory = choose_tile(network, height, width, tile, device), work_memory(device)
     work = networks.predicted_memory(network, height, width, side, memory, device)
-    shapes = tile_shapes(network, height, width, side)
+    shapes = tile_shapes(network, height, width, side, tile_overlap)
     seconds = None if speed is None else passes * sum(speed[network.stage].seconds(*shape) for shape in shapes)
     how = networks.describe_tiles(network, height, width, side, memory)
     return StagePlan(network.stage, passes, 1 if how.startswith("untiled") else len(shapes), how, work, seconds)
 
 
-def tile_shapes(network: Network, height: int, width: int, tile: int | None) -> list[tuple[int, int]]:
+def tile_shapes(
+    network: Network, height: int, width: int, tile: int | None, tile_overlap: int | None
+) -> list[tuple[int, int]]:
     """Height and width in latents of what the network is run over, tile by tile."""
     if tile is None or network.levels:  # layers and stages do each part of the picture about once
         return [(height, width)]
     if network.halo is None:
-        shared = min(tiled.DEFAULT_OVERLAP // network.factor, tile // 2)
+        shared = shared_cells(network, tile, tile_overlap)
         count = [len(plan_overlap(side, tile, shared)) for side in (height, width)]
         return [(min(tile, height), min(tile, width))] * (count[0] * count[1])
     rows, columns = (plan_halo(side, tile, network.halo, network.align) for side in (height, width))

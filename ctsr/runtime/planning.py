@@ -69,6 +69,7 @@ class PlannedPipeline(ExecutionMixin, SavedPipeline):
         tile: int = 0,
         keep: bool = True,
         with_time: bool = True,
+        tile_overlap: int | None = None,
     ) -> Plan:
         """What a run will cost, before it: tiles, passes, memory against what is free, time, or why it is refused.
 
@@ -79,15 +80,16 @@ class PlannedPipeline(ExecutionMixin, SavedPipeline):
                 to files one by one.
             with_time: estimate the time, from speeds that are measured once for a device (two seconds, in the user's
                 cache folder).
+            tile_overlap: as for `encode`.
 
         Raises:
-            ValueError: no size, an absurd one, or a tile that is too small.
+            ValueError: no size, an absurd one, or a tile that is too small or no larger than its overlap.
         """
         if not sizes:
             raise ValueError("sizes is empty: pass height and width of at least one result.")
         for size in sizes:
             check_size(*size)
-        check_tile(tile, None)
+        check_tile(tile, tile_overlap)
         each = [self.network("encode"), self.network("unet"), self.network("decode")]
         passes = (len(self.family.encoder_timesteps), self.family.passes, 1)
         latents = latent_channels(self.vae) / self.vae_scale_factor**2
@@ -100,4 +102,5 @@ class PlannedPipeline(ExecutionMixin, SavedPipeline):
             tile or self.default_tile,
             _RESULT_BYTES if keep else 0,
             speeds(each) if with_time else None,
+            tile_overlap,
         )

@@ -18,6 +18,8 @@ OSEDiff's released code tiles beyond as many (github.com/cswry/OSEDiff, Apache-2
 """
 CPU_TILE = 1024
 """Pixels of an automatic tile of an exactly tileable network on a CPU: as fast as untiled, in less memory."""
+DEFAULT_OVERLAP = 128
+"""Pixels that blended tiles share; half a tile where that is less."""
 MOST_TILES = 8
 """Blended tiles at once on a GPU: enough to keep a large one busy."""
 TileCallback = Callable[[float, int], None]
@@ -91,6 +93,12 @@ def choose_tile(network: Network, height: int, width: int, tile: int, device: to
     if network.tiling == "exact" and device.type == "cpu" and max(height, width) > CPU_TILE // network.factor:
         return min(fitting or memory.TILE_LADDER[0], CPU_TILE // network.factor)
     return fitting
+
+
+def shared_cells(network: Network, tile: int | None, tile_overlap: int | None) -> int:
+    """Latents that neighbouring blended tiles share: as asked in pixels of the result, at most half a tile."""
+    overlap = (DEFAULT_OVERLAP if tile_overlap is None else tile_overlap) // network.factor
+    return 0 if tile is None else min(overlap, tile // 2)
 
 
 def work_memory(device: torch.device) -> float:

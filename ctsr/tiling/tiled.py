@@ -30,14 +30,12 @@ from ..precision import in_fp32
 from .heap import giving_back
 from .layers import is_compiled, reporting_layers
 from .memory import is_out_of_memory, smaller
-from .network import Network, TileCallback, choose_tile, tiles_at_once, work_memory
+from .network import Network, TileCallback, choose_tile, shared_cells, tiles_at_once, work_memory
 from .plan import plan_halo, plan_overlap, size_in_cells, window
 from .sink import Sink, move
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_OVERLAP = 128
-"""Pixels that blended tiles share; half a tile where that is less."""
 SMALLEST_TILE = 128
 """Pixels; smaller tiles are mostly halo."""
 REPORTING_PIXELS = 2**16
@@ -62,7 +60,7 @@ class Tiling(TypedDict, total=False):
     Attributes:
         tile: side of a tile in pixels of the result; 0, the default, chooses by picture size and total memory.
         tile_overlap: pixels that blended tiles share, in practice those of Stable Diffusion's UNet; by default
-            `DEFAULT_OVERLAP`, or half a tile where that is less. Other networks compute their own margins.
+            `network.DEFAULT_OVERLAP`, or half a tile where that is less. Other networks compute their own margins.
         callback: progress and cancel.
     """
 
@@ -106,14 +104,13 @@ def run(
     """
     settle(network.module)
     cells = size_in_cells(x, network.read_scale)
-    overlap = (DEFAULT_OVERLAP if tile_overlap is None else tile_overlap) // network.factor
     grid: _Grid = {"read_scale": network.read_scale, "write_scale": network.write_scale, "device": device}
     wide = False
     side = chosen = choose_tile(network, *cells, tile, device)
     while True:
         out = None
         budget = work_memory(device) if side == chosen else 0  # nothing fits beyond tiles smaller than predicted
-        shared = min(overlap, side // 2) if side else 0
+        shared = shared_cells(network, side, tile_overlap)
         batch = tiles_at_once(network, *cells, side, budget, device)
         try:
             reporting = _progress_of(network, cells, side, shared, device, callback)

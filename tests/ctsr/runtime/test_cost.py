@@ -17,8 +17,8 @@ def cache(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("build", ["tiny_mini", "tiny_sd"])
-@pytest.mark.parametrize("tile", [0, 128])
-def test_tiles_of_a_plan_are_those_that_run(request, build, tile):
+@pytest.mark.parametrize(("tile", "tile_overlap"), [(0, None), (128, None), (128, 0), (256, 64), (256, 200)])
+def test_tiles_of_a_plan_are_those_that_run(request, build, tile, tile_overlap):
     pipe = request.getfixturevalue(build)
     done = dict[str, list[int]]()
     picture = torch.rand(1, 3, 50, 70)
@@ -27,10 +27,12 @@ def test_tiles_of_a_plan_are_those_that_run(request, build, tile):
         picture,
         output_type="pt",
         tile=tile,
+        tile_overlap=tile_overlap,
         callback=lambda stage, i, n: done.setdefault(stage, []).append(n),
         **options,
     )
-    plan = pipe.plan([(200, 280)], tile, with_time=False)
+    plan = pipe.plan([(200, 280)], tile, with_time=False, tile_overlap=tile_overlap)
+    assert {stage.stage for stage in plan.stages} == done.keys()
     for stage in plan.stages:
         if not pipe.network(stage.stage).levels:  # Stable Diffusion's autoencoder counts steps of layers
             assert stage.tiles == done[stage.stage][0], stage

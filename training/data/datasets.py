@@ -14,7 +14,7 @@ from torch import nn
 from training.data.degradation_batched import PairsOnDevice
 from training.data.pairs import SOFTEST, Pairs, held_back_pairs, make_pair, paired_photos, timestep_of
 from training.data.photos import Photos, load_photos
-from training.data.shard_writer import HELD_BACK, INDEX, check_index, read_index
+from training.data.shard_writer import COMMAND, HELD_BACK, INDEX, check_index, read_index
 from training.data.shards import ShardSource
 from training.engine.processes import total
 from training.engine.run import own_device, own_share
@@ -29,7 +29,7 @@ class Data:
 
     Attributes:
         photos: folder of photographs, of which one in twelve, but at most 128, are held back; or a folder of shards
-            that `training.data.shards write` made, whose held-back ones lie beside them.
+            that `training.data.shard_writer` made, whose held-back ones lie beside them.
         shards: pattern of other WebDataset shards to train on, such as "SHARDS/*.tar"; those of `photos` that are held
             back are scored.
         pairs: how low-resolution twins are made.
@@ -79,7 +79,7 @@ def sd21_data() -> Data:
 
 
 def open_source(data: Data, photos: Photos) -> Source:
-    """Batches with `index` [B], `lr` [B, 3, h, w], `soft` and `sharp` [B, 3, H, W], see `pairs.make_pair`."""
+    """Batches with `index` and `timestep` [B], `lr` [B, 3, h, w], `soft` and `sharp` [B, 3, H, W], see `pairs`."""
     if data.shards is not None or data.has_index:
         return ShardSource(shard_paths(data), data.pairs, data.crops, data.degrade_on == "device")
     if data.degrade_on == "device":
@@ -101,7 +101,7 @@ def shard_paths(data: Data) -> list[str | Path]:
         return [data.photos / shard.name for shard in shards]
     paths = sorted(glob(data.shards))
     if not paths:
-        raise FileNotFoundError(f"no shard matches {data.shards}: write some with `python -m training.data.shards`.")
+        raise FileNotFoundError(f"no shard matches {data.shards}: write some with `{COMMAND}`.")
     return [*paths]
 
 

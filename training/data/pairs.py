@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from ctsr.images.stems import by_stem
 from training.data.degradation import CAMERA_SHARE, SCALE, Degradation, degrade, gaussian
 from training.data.photos import (
     Crop,
@@ -140,7 +142,7 @@ def pair_of(pixels: Pixels, pairs: Pairs, index: int, rng: np.random.Generator) 
 def make_pair(photos: Photos, pairs: Pairs, index: int) -> Sample:
     """Sample number `index`, from a photograph drawn anew for each."""
     rng = np.random.default_rng((pairs.seed, index))
-    pixels = list(photos.train.values())[rng.integers(len(photos.train))]
+    pixels = photos.train_pictures[rng.integers(len(photos.train))]
     return pair_of(pixels, pairs, index, rng)
 
 
@@ -203,6 +205,11 @@ class PairedFolder:
     skipped: tuple[str, ...]
     scale: int = SCALE
 
+    @cached_property
+    def smallest(self) -> Row:
+        """The one of the shortest side, which limits the crop."""
+        return min(self.rows, key=lambda row: min(row.lr.shape[:2]))
+
     def make(self, index: int, crop: int, seed: int = 0) -> Sample:
         """Sample number `index`: a crop of a row drawn anew for each, mirrored and turned at random.
 
@@ -212,10 +219,10 @@ class PairedFolder:
         Raises:
             ValueError: the crop is no multiple of the scale, or larger than the smallest picture.
         """
-        scale, smallest = self.scale, min(self.rows, key=lambda row: min(row.lr.shape[:2]))
-        if crop <= 0 or crop % scale or crop // scale > min(smallest.lr.shape[:2]):
-            largest = scale * min(smallest.lr.shape[:2])
-            raise ValueError(f"crop is {crop}: give a multiple of {scale} up to {largest}, as {smallest.name} allows.")
+        scale, largest = self.scale, self.scale * min(self.smallest.lr.shape[:2])
+        if crop <= 0 or crop % scale or crop > largest:
+            name = self.smallest.name
+            raise ValueError(f"crop is {crop}: give a multiple of {scale} up to {largest}, as {name} allows.")
         rng = np.random.default_rng((seed, index))
         row = self.rows[rng.integers(len(self.rows))]
         at = draw_crop(*row.lr.shape[:2], crop // scale, rng, halve=False)
@@ -226,9 +233,9 @@ class PairedFolder:
         return sample
 
 
-def by_stem(folder: Path) -> dict[str, Path]:
-    """The picture files under a folder by their names less the suffix."""
-    paths = {str(Path(name).with_suffix("")): path for name, path in photo_paths(folder).items()}
+def pictures_under(folder: Path) -> dict[str, Path]:
+    """The picture files under a folder by their names less the suffix; raises as `paired_photos`."""
+    paths = by_stem(photo_paths(folder))
     if not paths:
         raise FileNotFoundError(f"no picture under {folder}: give a folder of JPEG, PNG or WebP files.")
     return paths
@@ -264,10 +271,10 @@ def paired_photos(
 
     Raises:
         FileNotFoundError: a folder has no picture, or none of the stem of an LR picture.
-        ValueError: a picture is not `scale` times as large as its LR.
+        ValueError: a picture is not `scale` times as large as its LR, or two of a folder differ in the suffix alone.
     """
     folders = [folder for folder in (lr, targets, hr, realistic) if folder is not None]
-    files = [by_stem(folder) for folder in folders]
+    files = [pictures_under(folder) for folder in folders]
     for folder, paths in zip(folders[1:], files[1:], strict=True):
         missing = sorted(files[0].keys() - paths.keys())
         if missing:

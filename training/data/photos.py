@@ -10,6 +10,7 @@ import heapq
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +43,11 @@ class Photos:
     held_back: dict[str, Path]
     skipped: tuple[str, ...] = ()
     min_side: int = 0
+
+    @cached_property
+    def train_pictures(self) -> list[NDArray[np.uint8]]:
+        """Those to train on, by number."""
+        return list(self.train.values())
 
 
 @dataclass(frozen=True)

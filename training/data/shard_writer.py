@@ -1,6 +1,6 @@
 """Photographs packed into WebDataset shards, for sets that do not fit in memory.
 
-    python -m training.data.shards write --photos PHOTOS --out SHARDS --per-shard 100
+    python -m training.data.shard_writer --photos PHOTOS --out SHARDS --per-shard 100
 
 A shard is a tar file with one member a photograph, the file's own bytes. Beside the shards lie `held_back/`, a folder
 with the photographs held back, and `index.json`, which is written last: a folder without it is not complete.
@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import tyro
 import webdataset as wds
 
 from ctsr.whole_file import whole_file
@@ -25,6 +26,7 @@ from training.data.photos import MOST_HELD_BACK, held_back_names, is_whole, phot
 logger = logging.getLogger(__name__)
 
 INDEX, HELD_BACK = "index.json", "held_back"
+COMMAND = "python -m training.data.shard_writer --photos PHOTOS --out SHARDS"
 
 
 @dataclass(frozen=True)
@@ -143,3 +145,8 @@ def check_index(folder: Path, shards: Sequence[Shard]) -> None:
     if wrong:
         shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
         raise ValueError(f"{folder} lacks {len(wrong)} of its shards, or has them cut off: copy again {shown}.")
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    tyro.cli(write)

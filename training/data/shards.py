@@ -1,6 +1,4 @@
-"""Training pairs from photographs in WebDataset shards, for sets that do not fit in memory.
-
-    python -m training.data.shards write --photos PHOTOS --out SHARDS --per-shard 100
+"""Training pairs from photographs in WebDataset shards, for sets that do not fit in memory; `shard_writer` makes them.
 
 The global sequence of shards is endless: shard number k = 0, 1, 2, ... is entry k mod N of the permutation of epoch
 k // N, for N shards. It is dealt out to the consumers, which are all workers of all processes: consumer c takes every k
@@ -17,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 import webdataset as wds
 from numpy.typing import NDArray
 from torch import Tensor
@@ -27,7 +24,7 @@ from webdataset.tariterators import tarfile_samples
 from training.data.degradation_batched import draw_plan, samples_of
 from training.data.pairs import Pairs, pair_of
 from training.data.photos import HALVED, SUFFIXES, random_crop, read_halved, read_photo
-from training.data.shard_writer import write
+from training.data.shard_writer import COMMAND
 from training.engine.run import Run
 from training.engine.sources import Sample, load_ahead, to_device
 
@@ -112,7 +109,9 @@ class ShardPairs(IterableDataset[Sample]):
         self.shards = [Path(shard) for shard in shards]
         missing = [str(shard) for shard in self.shards if not shard.is_file()]
         if missing or not self.shards:
-            raise FileNotFoundError(f"missing shards: {', '.join(missing) or 'none given'}; write some with `write`.")
+            raise FileNotFoundError(
+                f"missing shards: {', '.join(missing) or 'none given'}; write some with `{COMMAND}`."
+            )
         self.pairs, self.rank, self.world, self.first_shard = pairs, rank, world, first_shard
         self.crops, self.degraded = crops, degraded
         self.skipped: set[str] = set()
@@ -200,14 +199,9 @@ class ShardSource:
         plans = [draw_plan(self.pairs, np.random.default_rng((self.pairs.seed, i))) for i in batch["index"].tolist()]
         return {"shard": batch["shard"]} | samples_of(batch["index"], batch["sharp"].float(), plans)
 
-    def consumers(self, batch: Mapping[str, Tensor]) -> Mapping[int, int]:
+    def note_shards(self, batch: Mapping[str, Tensor]) -> Mapping[int, int]:
         """The latest shard of every consumer so far, `batch["shard"]` (of all processes) included."""
         for k in batch["shard"].tolist():
             consumer = k % len(self.latest)
             self.latest[consumer] = max(k, self.latest[consumer])
         return dict(self.latest)
-
-
-if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    tyro.extras.subcommand_cli_from_dict({"write": write})

@@ -152,7 +152,7 @@ class Loop:
         batch["step"] = torch.tensor(step)
         if "shard" in batch:
             shards = cast(Tensor, self.accelerator.gather(batch.pop("shard")))
-            self.state.latest_shards = dict(self.source.consumers({"shard": shards}))
+            self.state.latest_shards = dict(self.source.note_shards({"shard": shards}))
         with self.accelerator.accumulate(*self.modules):
             for turn, module, optimizer in zip(self.turns, self.modules, self.optimizers, strict=True):
                 out = module(batch)

@@ -29,8 +29,8 @@ class Source(Protocol):
         """The batch on the device that trains."""
         ...
 
-    def consumers(self, batch: Sample) -> Mapping[int, int]:
-        """The latest shard of each consumer in the batch; empty for samples made by number."""
+    def note_shards(self, batch: Sample) -> Mapping[int, int]:
+        """Notes the shards of a batch; the latest of each consumer so far, empty for samples made by number."""
         ...
 
 
@@ -114,6 +114,6 @@ class ByNumber:
         batch = to_device(batch, device)
         return self.finish(batch) if self.finish else batch
 
-    def consumers(self, batch: Sample) -> Mapping[int, int]:
+    def note_shards(self, batch: Sample) -> Mapping[int, int]:
         """See `Source`."""
         return {}

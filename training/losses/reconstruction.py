@@ -1,4 +1,4 @@
-"""Losses against a known picture: what every stage's generator has in common."""
+"""Losses against a known picture: the terms, and the weights that a stage gives them."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -40,7 +40,7 @@ from training.engine.processes import means, total
 from training.engine.sources import Sample
 from training.losses.reconstruction import gaussian_blur
 from training.model.one_step import OneStep, enlarge
-from training.stages.stage import luma, psnr_y
+from training.stages.stage import psnr_y, video_luma
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Calibration:
 
 def detail(x: Tensor) -> Tensor:
     """e [B]: mean square of luma (16..235) less its blurred self, of [B, 3, H, W] in [-1, 1]."""
-    y = luma(x.float())
+    y = video_luma(x.float())
     return (y - gaussian_blur(y, *DETAIL)).square().mean(dim=(1, 2, 3))
 
 

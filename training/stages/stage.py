@@ -89,7 +89,7 @@ def main(recipes: Mapping[str, tuple[str, RecipeT]], build: Callable[[RecipeT], 
     train(build, read_recipe(recipes))
 
 
-def luma(x: Tensor) -> Tensor:
+def video_luma(x: Tensor) -> Tensor:
     """BT.601 luma in 16..235 of [B, 3, H, W] in [-1, 1]."""
     weights = torch.tensor([65.481, 128.553, 24.966], device=x.device).view(1, 3, 1, 1)
     return (weights * (x.clamp(-1, 1) + 1) / 2).sum(1, keepdim=True) + 16
@@ -97,7 +97,7 @@ def luma(x: Tensor) -> Tensor:
 
 def psnr_y(x: Tensor, y: Tensor) -> float:
     """Luma PSNR in dB of [-1, 1] pictures."""
-    return float(10 * torch.log10(255**2 / F.mse_loss(luma(x.float()), luma(y.float())).clamp_min(1e-10)))
+    return float(10 * torch.log10(255**2 / F.mse_loss(video_luma(x.float()), video_luma(y.float())).clamp_min(1e-10)))
 
 
 def validate(

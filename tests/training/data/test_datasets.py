@@ -1,5 +1,7 @@
 """Where batches come from: the folder, by workers or on the device, or shards of it."""
 
+import runpy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -76,10 +78,18 @@ def test_shards_give_pairs_with_the_number_of_their_shard(
     assert batch["shard"].shape == (2,)
 
 
-def test_a_pattern_that_matches_nothing_is_an_error(data: Data, tmp_path: Path) -> None:
+def test_a_pattern_that_matches_nothing_is_an_error_whose_command_writes_shards(
+    data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wrong = replace(data, shards=str(tmp_path / "*.tar"))
-    with pytest.raises(FileNotFoundError, match=r"training\.data\.shards"):
+    with pytest.raises(FileNotFoundError, match="write some with `python -m ") as error:
         open_source(wrong, open_photos(data)[0])
+    _, _, module, *words = str(error.value).split("`")[1].split()
+    places = {"PHOTOS": str(data.photos), "SHARDS": str(tmp_path)}
+    monkeypatch.setattr(sys, "argv", [module, *(places.get(word, word) for word in words)])
+    monkeypatch.delitem(sys.modules, module)
+    runpy.run_module(module, run_name="__main__")
+    open_source(wrong, open_photos(data)[0])
 
 
 def test_one_pair_is_held_back_of_every_photograph_that_is(data: Data) -> None:

@@ -198,6 +198,12 @@ def test_a_folder_without_pictures_is_an_error(folders: Path) -> None:
         paired_photos(folders / "lr", folders / "nowhere")
 
 
+def test_two_files_of_one_stem_are_an_error_that_names_both(folders: Path) -> None:
+    Image.new("RGB", (64, 80)).save(folders / "target/set/0.jpg")
+    with pytest.raises(ValueError, match=r"set/0\.jpg and 0\.png have the same name but for the suffix"):
+        paired_photos(folders / "lr", folders / "target")
+
+
 def test_a_size_that_is_not_4_times_the_lr_is_an_error(folders: Path) -> None:
     Image.new("RGB", (64, 81)).save(folders / "target/set/0.png")
     with pytest.raises(ValueError, match=r"0\.png is 64x81 px, but 4 times its LR is 64x80"):

@@ -258,7 +258,7 @@ def test_a_source_goes_on_where_all_consumers_have_been(shards: list[Path], tmp_
     seen: list[int] = []
     latest: dict[int, int] = {}
     for batch in islice(source.batches(run, 0, latest, 0, 1), 5):
-        latest = dict(source.consumers(batch))
+        latest = dict(source.note_shards(batch))
         seen += batch["index"].tolist()
     assert latest.keys() == set(range(max(1, workers)))
     resumed = ShardSource(shards, PAIRS)
@@ -267,4 +267,4 @@ def test_a_source_goes_on_where_all_consumers_have_been(shards: list[Path], tmp_
     assert first > 0
     assert int(again["shard"][0]) >= first
     assert {index // POSITIONS for index in seen} >= set(range(first))
-    assert set(resumed.consumers(again)) == latest.keys()
+    assert set(resumed.note_shards(again)) == latest.keys()

@@ -266,7 +266,7 @@ class Sharded:
     def on_device(self, batch: Sample, device: torch.device) -> Sample:
         return batch
 
-    def consumers(self, batch: Sample) -> Mapping[int, int]:
+    def note_shards(self, batch: Sample) -> Mapping[int, int]:
         return {0: int(batch["shard"].max())}
 
 

@@ -72,4 +72,4 @@ def test_a_batch_is_finished_on_the_device() -> None:
     (batch,) = list(source.batches(run(steps=1), 0, {}, 0, 1))
     assert batch.keys() == {"index"}
     assert source.on_device(batch, torch.device("cpu"))["x"].tolist() == [0, 2]
-    assert source.consumers(batch) == {}
+    assert source.note_shards(batch) == {}

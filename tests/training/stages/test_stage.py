@@ -20,13 +20,13 @@ from training.engine.sources import Sample
 from training.model.one_step import OneStep, enlarge
 from training.research import prior
 from training.stages import autoencoder, fidelity, joint, osediff
-from training.stages.stage import luma, psnr_y, read_recipe, save, validate
+from training.stages.stage import psnr_y, read_recipe, save, validate, video_luma
 
 
 def test_luma_is_bt601() -> None:
     corners = torch.tensor([[-1.0, -1, -1], [1, 1, 1], [1, -1, -1]]).view(3, 3, 1, 1)
-    assert luma(corners).flatten().tolist() == pytest.approx([16, 235, 81.481], abs=0.01)
-    assert torch.equal(luma(3 * corners), luma(corners))
+    assert video_luma(corners).flatten().tolist() == pytest.approx([16, 235, 81.481], abs=0.01)
+    assert torch.equal(video_luma(3 * corners), video_luma(corners))
 
 
 def test_psnr_is_of_luma_in_eight_bits() -> None:
@@ -34,7 +34,7 @@ def test_psnr_is_of_luma_in_eight_bits() -> None:
     assert psnr_y(white, -white) == pytest.approx(20 * np.log10(255 / 219), abs=0.01)
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.rand(1, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(2))
-    expected = peak_signal_noise_ratio(luma(y).numpy(), luma(x).numpy(), data_range=255)
+    expected = peak_signal_noise_ratio(video_luma(y).numpy(), video_luma(x).numpy(), data_range=255)
     assert psnr_y(x, y) == pytest.approx(expected, abs=1e-3)
 
 

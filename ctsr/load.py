@@ -8,19 +8,20 @@ from .checkpoints import own
 from .checkpoints.hub import DTypeOption
 from .pipeline import CTSRPipeline
 
-BUILT_IN = "mini"
-LOWLIGHT = "lowlight"
+BUILT_IN, LOWLIGHT = "mini", "lowlight"
+BUILT_INS = {BUILT_IN: own.MINI_WEIGHTS, LOWLIGHT: own.LOWLIGHT_WEIGHTS}
+"""Models that come with the library, and their weights."""
 CPU = torch.device("cpu")
 
 
 def is_built_in(model: str | Path) -> bool:
     """Whether it is the name of a model that comes with the library."""
-    return str(model) in (BUILT_IN, LOWLIGHT)
+    return str(model) in BUILT_INS
 
 
 def path_of(model: str | Path) -> Path:
     """The weights of a built-in model by its name, else the file or folder itself."""
-    return {BUILT_IN: own.MINI_WEIGHTS, LOWLIGHT: own.LOWLIGHT_WEIGHTS}.get(str(model), Path(model))
+    return BUILT_INS.get(str(model), Path(model))
 
 
 def load_pipeline(model: str | Path, torch_dtype: DTypeOption = None, device: torch.device = CPU) -> CTSRPipeline:
@@ -34,9 +35,7 @@ def load_pipeline(model: str | Path, torch_dtype: DTypeOption = None, device: to
     Raises:
         CheckpointError: nothing loadable there; the message says what to do.
     """
-    if str(model) == BUILT_IN:
-        return CTSRPipeline.mini(torch_dtype, device)
     model = path_of(model)
-    if Path(model).is_dir():
+    if model.is_dir():
         return CTSRPipeline.from_pretrained(model, torch_dtype=torch_dtype, device_map=device)
     return CTSRPipeline.from_single_file(model, torch_dtype, device)

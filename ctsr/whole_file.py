@@ -20,7 +20,12 @@ _HIDDEN = re.compile(r"\.ctsr-([0-9a-f]{16})(-[0-9a-f]{8})?\.\w+")
 def hidden_name(path: Path, kind: str, token: str = "") -> Path:
     """A hidden name beside `path` that tells of it, short however long that of `path` is."""
     key = hashlib.sha256(path.name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
-    return path.parent / f".ctsr-{key}{token and f'-{token}'}.{kind}"
+    return hidden_path(path.parent, key, kind, token)
+
+
+def hidden_path(folder: Path, key: str, kind: str, token: str = "") -> Path:
+    """The `hidden_name` in a folder that has this `hidden_key`."""
+    return folder / f".ctsr-{key}{token and f'-{token}'}.{kind}"
 
 
 def hidden_key(path: Path) -> str | None:

@@ -45,11 +45,8 @@ class Steadier:
 
 def stillness(one: Tensor, other: Tensor) -> Tensor:
     """1 where two pictures [1, 3, h, w] in [0, 1] show the same, 0 where something moved, [1, 1, h, w]."""
-    change = smooth(one - other, 5).abs().amax(dim=1, keepdim=True)
+    from ..ctsr.assess.windows import local_mean
+
+    change = local_mean(one - other, 2).abs().amax(dim=1, keepdim=True)
     change = F.max_pool2d(change, 5, stride=1, padding=2)  # the surroundings of what moves do not stay behind
     return (1 - change / CHANGE).clamp_(0, 1)
-
-
-def smooth(x: Tensor, width: int) -> Tensor:
-    """Mean of the `width` x `width` neighbours, an odd number, that lie in the picture."""
-    return F.avg_pool2d(x, width, stride=1, padding=width // 2, count_include_pad=False)

@@ -10,7 +10,7 @@ import folder_paths
 from comfy_api.latest import InputImpl, io
 from torch import Tensor
 
-from . import frames, host
+from . import host, video_frames
 from .checks import split_image, whole
 from .inputs import (
     color_fix_input,
@@ -86,8 +86,8 @@ class CTSRUpscaleVideo(io.ComfyNode):
         goal = Target(target, model.scale(scale), width, height, side, megapixels, most_megapixels, "always")
         is_file = isinstance(video, InputImpl.VideoFromFile)
         source: Any = video.get_stream_source() if is_file else video.get_components()
-        count = frames.count_frames(source) if is_file else len(source.images)
-        size = goal.size(*(frames.frame_size(source) if is_file else source.images.shape[1:3]))
+        count = video_frames.count_frames(source) if is_file else len(source.images)
+        size = goal.size(*(video_frames.frame_size(source) if is_file else source.images.shape[1:3]))
         check_batch(1, size)
         crf = whole("crf", crf, BEST, WORST)
         upscaler = Upscaler(model, size, t, tile, color_fix, steady)
@@ -103,7 +103,7 @@ class CTSRUpscaleVideo(io.ComfyNode):
                 return large
 
             try:
-                (frames.enlarge_file if is_file else frames.enlarge_batch)(source, path, size, crf, enlarge)
+                (video_frames.enlarge_file if is_file else video_frames.enlarge_batch)(source, path, size, crf, enlarge)
             except BaseException:  # a cancel too: half a video is none
                 path.unlink(missing_ok=True)
                 raise

@@ -7,7 +7,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from ..images.write import write_failure
-from ..whole_file import hidden_key, hidden_name
+from ..whole_file import hidden_key, hidden_name, hidden_path
 
 _CLAIM = "claim"
 _TRIES = 5  # at what another run removes again
@@ -76,7 +76,7 @@ def remove_leftovers(folders: Iterable[Path]) -> None:
         for path in folder.glob(".ctsr-*") if folder.is_dir() else ():
             if (key := hidden_key(path)) is None:
                 continue
-            claimed = folder / f".ctsr-{key}.{_CLAIM}"
+            claimed = hidden_path(folder, key, _CLAIM)
             with contextlib.suppress(OSError, Timeout), FileLock(claimed, 0):
                 path.unlink(missing_ok=True)
                 claimed.unlink(missing_ok=True)

@@ -7,7 +7,6 @@ Nothing leaves the machine: the server listens on the loopback address, telemetr
 and what is uploaded or written lies in a temporary folder that is gone with the process.
 """
 
-import base64
 import importlib
 import io
 import os
@@ -30,12 +29,14 @@ from ..families import Endpoints
 from ..images.painted import read_painted
 from ..images.picture import Picture
 from ..images.read import read_picture
-from ..images.tensors import MAX_SIDE, as_pil, check_size, output_size, resize
+from ..images.tensors import as_pil, check_size, resize
 from ..images.write import write_picture
 from ..runtime.memory import check_room
 from .lazy_pipeline import LazyPipeline
 from .options import Options
+from .page import data_address
 from .run import EXPECTED, describe_error
+from .sizes import Size
 from .upscale import enlarged_alpha, start_noise
 
 LOOPBACK = "127.0.0.1"
@@ -87,9 +88,7 @@ class Studio:
             CTSRError, ValueError: what cannot be read, made or held, in one sentence.
         """
         picture = read_picture(file)
-        if not 0 < scale <= MAX_SIDE:
-            raise ValueError(f"The scale must be a positive number, such as 4, not {scale}.")
-        size = output_size(picture.rgb, scale, None, None)
+        size = Size(scale).of(picture.height, picture.width)
         check_size(*size)
         check_room(*size, self.model.device)
         with self.lock:
@@ -141,15 +140,15 @@ class Studio:
         return str(target)
 
 
-def address(picture: Tensor) -> str:
+def address_of(picture: Tensor) -> str:
     """A picture [1, 3, h, w] as a data address: PNG, or JPEG for a large one."""
     image, buffer = as_pil(picture.clamp(0, 1)), io.BytesIO()
     form = "PNG" if image.width * image.height <= LARGEST_PREVIEW else "JPEG"
     image.save(buffer, form, quality=92, compress_level=1)
-    return f"data:image/{form.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_address(buffer.getvalue(), form.lower())
 
 
-def stage(restored: Restored, exact: Tensor | None) -> str:
+def view_of(restored: Restored, exact: Tensor | None) -> str:
     """HTML of the pictures over each other, the slider and the zoom; what it calls is in gui.js."""
     height, width = restored.size
     layers = {
@@ -160,7 +159,7 @@ def stage(restored: Restored, exact: Tensor | None) -> str:
         "input": resize(restored.picture.rgb, height, width).clamp_(0, 1),
     }
     images = "".join(
-        f'<img class="ctsr-{name}" alt="{name}" draggable="false" src="{address(layer)}">'
+        f'<img class="ctsr-{name}" alt="{name}" draggable="false" src="{address_of(layer)}">'
         for name, layer in layers.items()
         if layer is not None
     )
@@ -205,13 +204,13 @@ class Answers:
             restored = self.studio.restore(file, scale)
             choice, result = self.studio.automatic(restored)
             reasons, saved = "\n".join(choice.reasons), self.studio.save(restored, result, "auto")
-            return restored, choice.t, reasons, stage(restored, result), saved, ""
+            return restored, choice.t, reasons, view_of(restored, result), saved, ""
 
     def turn(self, restored: Restored | None, t: float, painted: str) -> tuple[Any, ...]:
         """The exact picture at another t."""
         with self.told():
             result = self.studio.result(present(restored), t, painted)
-            return address(result), self.studio.save(present(restored), result, t)
+            return address_of(result), self.studio.save(present(restored), result, t)
 
     def assess(self, restored: Restored | None, t: float, painted: str) -> str:
         """The report of the picture at t."""

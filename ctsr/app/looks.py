@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from ..images.read import read_picture
 from ..whole_file import whole_file
 from .lazy_pipeline import LazyPipeline
 from .page import about, page, show_map, show_picture, write_page
+from .upscale import start_noise
 
 
 def compare(paths: Sequence[Path], target: Path) -> str:
@@ -92,10 +92,8 @@ def write_report(source: Path, result: Path, target: Path, model: LazyPipeline |
 
 def faithful_result(model: LazyPipeline, picture: Picture, made: Picture) -> Tensor:
     """The model's result at t = 1, of the size of the result in question."""
-    noise = torch.Generator().manual_seed(0)
-    made_at_1 = model.pipeline(
-        picture.rgb, 1.0, height=made.height, width=made.width, generator=noise, output_type="pt"
-    )
+    size = {"height": made.height, "width": made.width}
+    made_at_1 = model.pipeline(picture.rgb, 1.0, **size, generator=start_noise(), output_type="pt")
     return made_at_1.images.cpu()
 
 

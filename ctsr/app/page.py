@@ -32,8 +32,12 @@ class Shown:
 
     def as_json(self) -> dict[str, str | int]:
         """What the page's script reads."""
-        source = f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
-        return {"name": self.name, "width": self.width, "height": self.height, "source": source}
+        return {"name": self.name, "width": self.width, "height": self.height, "source": data_address(self.png, "png")}
+
+
+def data_address(file: bytes, form: str) -> str:
+    """An image file, of a format such as "png", as an address that holds it."""
+    return f"data:image/{form};base64,{base64.b64encode(file).decode()}"
 
 
 def shown(name: str, image: Image.Image, icc_profile: bytes | None = None) -> Shown:

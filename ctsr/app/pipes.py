@@ -10,7 +10,7 @@ PIPE = "-"
 
 def take_input(inputs: Sequence[Path], folder: Path) -> list[Path]:
     """The inputs, with standard input, where it is one of them, as a file in `folder`; raises ValueError."""
-    if str(PIPE) not in map(str, inputs):
+    if PIPE not in map(str, inputs):
         return list(inputs)
     if sys.stdin.isatty():
         raise ValueError("- is standard input, and nothing comes from there: pipe a picture in, or name a file.")

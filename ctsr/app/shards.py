@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import CTSRError, ImageReadError
 from ..images.read import readable_suffixes
@@ -21,7 +21,6 @@ from ..whole_file import whole_file
 SUFFIXES = (".tar", ".parquet")
 NAMES = ("__key__", "name")
 """Columns that name a picture."""
-ShardKind = Literal["tar", "parquet"]
 
 
 class Item(NamedTuple):

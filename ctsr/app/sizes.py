@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..images.tensors import DEFAULT_SCALE, MAX_SIDE, check_size
+from ..images.tensors import DEFAULT_SCALE, MAX_SIDE, check_size, rounded
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class Size:
             return self.size[1] or 1, self.size[0] or 1
         scale = self._scale(height, width)
         wanted = self.size or (None, None)
-        return wanted[1] or _rounded(scale * height), wanted[0] or _rounded(scale * width)
+        return wanted[1] or rounded(scale * height), wanted[0] or rounded(scale * width)
 
     def _scale(self, height: int, width: int) -> float:
         """Side of the result / side of the picture."""
@@ -90,11 +90,6 @@ class Size:
         if self.megapixels is not None:
             return {"megapixels": self.megapixels}
         return {"scale": DEFAULT_SCALE if self.scale is None else self.scale}
-
-
-def _rounded(side: float) -> int:
-    """Halves up, at least 1."""
-    return max(1, math.floor(side + 0.5))
 
 
 def _written(size: tuple[int | None, int | None]) -> str:

@@ -1,7 +1,7 @@
 """The kinds of checkpoints that this library knows, each told by the names inside it, never by its own name.
 
-A new kind begins here. `own` loads those of this library, and `ctsr.convert` makes such out of all others: one of those
-needs an entry in `PARSERS` or `OPENERS` of `ctsr.convert.convert` too, one that runs as it is a branch in `ctsr.load`.
+A new kind is a `Format` here, named in one of three tuples: `MODELS` run as they are, by `own` and `ctsr.load`; of
+`PUBLISHED` and `BASES` `ctsr.convert.convert` makes such, by the functions in its `PARSERS` and `OPENERS`.
 """
 
 import shlex
@@ -37,7 +37,7 @@ SINGLE_FILE = Format(
     "a file of ctsr", "use from_single_file", lambda contents: contents.metadata.get("format") == SINGLE_FILE_FORMAT
 )
 FOLDER = Format("a folder of ctsr", "use from_pretrained", lambda contents: contents.is_ours)
-OWN_KEYS = frozenset(["unet", "vae"])
+_OWN_KEYS = frozenset(["unet", "vae"])
 """With which the names in our single files begin."""
 MODELS = (SINGLE_FILE, FOLDER)
 """What runs as it is."""
@@ -101,7 +101,7 @@ def refusal(contents: Contents) -> CheckpointError:
 
 def unknown(contents: Contents) -> CheckpointError:
     """The error for what no format fits: what it comes nearest to, or what is in it."""
-    if contents.kind == "safetensors" and {key.split(".")[0] for key in contents.keys} >= OWN_KEYS:
+    if contents.kind == "safetensors" and {key.split(".")[0] for key in contents.keys} >= _OWN_KEYS:
         lost = "has lost its metadata, with the model's configuration, when another program saved it"
         return CheckpointError(f"{contents.path} holds weights of ctsr but {lost}; use the original file.")
     near = max(PUBLISHED, key=lambda form: len(form.names & contents.keys) - len(form.names - contents.keys))

@@ -11,6 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from .srgb import DARK, DARK_ENCODED, GAIN, GAMMA, OFFSET, SLOPE
+
 ColorFix = Literal["none", "wavelet", "adain", "lab"]
 
 LEVELS = 5
@@ -116,7 +118,7 @@ _BEND = 6 / 29
 def to_lab(picture: Tensor) -> Tensor:
     """CIELAB of sRGB [3, H, W] in [0, 1]: L in [0, 100], then a and b."""
     rgb = picture.clamp(0, 1)
-    linear = torch.where(rgb > 0.04045, ((rgb + 0.055) / 1.055) ** 2.4, rgb / 12.92)
+    linear = torch.where(rgb > DARK_ENCODED, ((rgb + OFFSET) / GAIN) ** GAMMA, rgb / SLOPE)
     xyz = mix(_white_is_one(picture), linear).clamp(min=0)
     x, y, z = torch.where(xyz > _BEND**3, xyz ** (1 / 3), xyz / (3 * _BEND**2) + 4 / 29)
     return torch.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
@@ -128,7 +130,7 @@ def from_lab(x: Tensor) -> Tensor:
     roots = torch.stack([y + x[1] / 500, y, y - x[2] / 200])
     xyz = torch.where(roots > _BEND, roots**3, 3 * _BEND**2 * (roots - 4 / 29))
     linear = mix(_white_is_one(x).inverse(), xyz).clamp(0, 1)
-    return torch.where(linear > 0.0031308, 1.055 * linear ** (1 / 2.4) - 0.055, 12.92 * linear)
+    return torch.where(linear > DARK, GAIN * linear ** (1 / GAMMA) - OFFSET, SLOPE * linear)
 
 
 def _white_is_one(like: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ..errors import ImageReadError
 from .deep import straight
 from .optional_formats import EXR
 from .picture import Samples
+from .srgb import DARK, DARK_ENCODED, GAIN, GAMMA, OFFSET, SLOPE
 
 SETTINGS = "ctsr"
 """Of the header's attribute with the settings of a result."""
@@ -77,11 +78,11 @@ def exr_is_whole(path: Path) -> bool:
 
 def encoded(light: Samples) -> Samples:
     """Linear light as sRGB, [...] to [...]; 1 stays 1, and what is brighter or negative stays so."""
-    bright = 1.055 * np.maximum(light, 0.0031308) ** (1 / 2.4) - 0.055
-    return np.where(light <= 0.0031308, 12.92 * light, bright)
+    bright = GAIN * np.maximum(light, DARK) ** (1 / GAMMA) - OFFSET
+    return np.where(light <= DARK, SLOPE * light, bright)
 
 
 def linear(colours: Samples) -> Samples:
     """Undoes `encoded`."""
-    bright = ((np.maximum(colours, 0.04045) + 0.055) / 1.055) ** 2.4
-    return np.where(colours <= 0.04045, colours / 12.92, bright)
+    bright = ((np.maximum(colours, DARK_ENCODED) + OFFSET) / GAIN) ** GAMMA
+    return np.where(colours <= DARK_ENCODED, colours / SLOPE, bright)

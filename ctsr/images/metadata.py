@@ -23,7 +23,7 @@ SETTINGS_KEY = "ctsr"
 
 SETTINGS_TAG = ExifTags.Base.ProcessingSoftware
 """Where they are in formats that have EXIF: "name and version of the software used to post-process the picture"."""
-SETTINGS_START = '{"ctsr":'
+_SETTINGS_START = '{"ctsr":'
 
 TIFF_XMP, TIFF_IPTC = 700, 33723
 _BASE, _IFD = ExifTags.Base, ExifTags.IFD
@@ -118,7 +118,7 @@ def _read_comment(comment: Any) -> str:
     """Of a JPEG or GIF, without the settings of a result."""
     text = comment.decode("utf-8", "replace").rstrip("\0") if isinstance(comment, bytes) else str(comment)
     lines = text.split("\n")
-    return "\n".join(lines[:-1] if lines[-1].startswith(SETTINGS_START) else lines)
+    return "\n".join(lines[:-1] if lines[-1].startswith(_SETTINGS_START) else lines)
 
 
 def _read_exif(exif: Image.Exif) -> dict[int, Any]:
@@ -126,7 +126,7 @@ def _read_exif(exif: Image.Exif) -> dict[int, Any]:
     is_tiff = _BASE.BitsPerSample in exif or _BASE.StripOffsets in exif
     values = dict(_writable_tags({tag: exif[tag] for tag in exif if tag not in (_IFD.Exif, _IFD.GPSInfo)}, None))
     values = {tag: value for tag, value in values.items() if tag not in _STRUCTURE and not (is_tiff and tag in _SIZE)}
-    if str(values.get(SETTINGS_TAG, "")).startswith(SETTINGS_START):
+    if str(values.get(SETTINGS_TAG, "")).startswith(_SETTINGS_START):
         del values[SETTINGS_TAG]
     if str(values.get(_BASE.ImageDescription, "")).startswith('{"shape": ['):
         del values[_BASE.ImageDescription]  # tifffile's note on the size of the array

@@ -18,7 +18,7 @@ from ctsr import CheckpointError, CTSRPipeline, precision
 from ctsr.checkpoints import own
 from ctsr.checkpoints.inspect import look, read
 from ctsr.checkpoints.own import MINI_WEIGHTS
-from ctsr.load import load_pipeline
+from ctsr.load import BUILT_INS, load_pipeline
 from ctsr.models.forward import latent_channels
 from ctsr.models.lora import add_lora
 from ctsr.runtime.speed import make_input
@@ -159,7 +159,7 @@ def test_a_missing_part_of_a_folder_is_not_looked_for_on_a_hub(tiny_mini, tmp_pa
 
 def test_three_routes(tiny_mini, tiny_mini_file, tmp_path, monkeypatch):
     tiny_mini.save_pretrained(tmp_path)
-    monkeypatch.setattr(own, "MINI_WEIGHTS", tiny_mini_file)
+    monkeypatch.setitem(BUILT_INS, "mini", tiny_mini_file)
     for model in ("mini", tiny_mini_file, str(tiny_mini_file), tmp_path, str(tmp_path)):
         loaded = load_pipeline(model, torch.float32)
         assert torch.equal(result(loaded), result(tiny_mini))

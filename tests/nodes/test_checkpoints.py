@@ -11,6 +11,8 @@ from types import ModuleType
 
 import pytest
 
+from ctsr.load import BUILT_INS as LIBRARYS
+
 BUILT_IN = "ctsr-mini (built-in)"
 BUILT_INS = [BUILT_IN, "ctsr-lowlight (built-in)"]
 
@@ -174,3 +176,7 @@ def test_a_fingerprint_of_what_is_not_there_is_steady_until_it_is(checkpoints, o
     assert checkpoints.fingerprint("later.safetensors") == absent
     put(own / "later.safetensors")
     assert checkpoints.fingerprint("later.safetensors") != absent
+
+
+def test_every_built_in_model_of_the_library_can_be_chosen(checkpoints) -> None:
+    assert [*checkpoints.BUILT_INS.values()] == [*LIBRARYS]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ctsr.app import gui
-from ctsr.app.gui import Studio, stage
+from ctsr.app.gui import Studio, view_of
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.assess.auto_t import Choice
 from ctsr.errors import CTSRError, ImageReadError
@@ -95,7 +95,7 @@ def test_the_picture_shown_with_the_reasons_is_the_one_that_they_are_of(studio, 
 
 def test_the_stage_lays_pictures_of_one_size_over_each_other(studio, photo):
     restored = studio.restore(photo, 4)
-    html = stage(restored, restored.faithful)
+    html = view_of(restored, restored.faithful)
     sources = re.findall(r'class="ctsr-(\w+)"[^>]*src="data:image/png;base64,([^"]+)"', html)
     assert [name for name, _ in sources] == ["realistic", "faithful", "painted", "exact", "input"]
     assert {Image.open(io.BytesIO(base64.b64decode(data))).size for _, data in sources} == {(128, 96)}

@@ -30,7 +30,7 @@ from ctsr.checkpoints.formats import (
     unknown,
 )
 from ctsr.checkpoints.inspect import Contents, look, read
-from ctsr.convert.convert import Options, assemble, open_published
+from ctsr.convert.convert import OPENERS, PARSERS, Options, assemble, open_published
 from ctsr.convert.published import Published
 from ctsr.convert.stable_diffusion import Base
 from ctsr.load import load_pipeline
@@ -370,3 +370,8 @@ def test_a_flipped_bit_of_a_weight(tiny_mini_file, tmp_path):
     path.write_bytes(content)
     assert "its checksum does not fit" in refused(lambda: load_pipeline(path))
     assert find(look(path), MODELS) is not None
+
+
+def test_every_format_that_is_told_can_be_opened() -> None:
+    assert PARSERS.keys() == set(PUBLISHED)
+    assert OPENERS.keys() == set(BASES)

@@ -17,7 +17,7 @@ import torch
 import tyro
 from PIL import Image
 
-from ctsr.app.batch import Cluster, Row, Task, jobs_of, run_batch, write_manifest
+from ctsr.app.batch import Cluster, Row, Task, rows_of, run_batch, write_manifest
 from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
@@ -76,7 +76,7 @@ def main(count: int = 2000, side: int = 16, model: str = "mini") -> None:
         task = Task(model, "fp32", Options())
         times: dict[str, float] = {}
         for kind in ("plain", "cluster"):
-            jobs = jobs_of([str(folder / "in")], str(folder / kind))
+            jobs = rows_of([str(folder / "in")], str(folder / kind))
             started = time.monotonic()
             print(kind, plain(jobs, task) if kind == "plain" else dict(on_cluster(jobs, task, folder / kind)))
             times[kind] = time.monotonic() - started

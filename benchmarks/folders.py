@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 
 from ctsr.app.claims import remove_leftovers
-from ctsr.app.finished import Finished
+from ctsr.app.finished import Recipe
 from ctsr.app.jobs import Job, plan
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
@@ -51,9 +51,9 @@ def time_listing(folder: Path, out: Path) -> list[Job]:
     began = time.perf_counter()
     jobs = plan([folder], str(out))
     planned = time.perf_counter()
-    found = Finished(LazyPipeline("mini", "fp32", torch.device("cpu")), Options())
+    recipe = Recipe(LazyPipeline("mini", "fp32", torch.device("cpu")), Options())
     remove_leftovers({job.target.parent for job in jobs})
-    states = [found(job)[0] for job in jobs]
+    states = [recipe.state_of(job)[0] for job in jobs]
     print(f"listing {len(jobs)} files: {planned - began:.2f} s; state of each: {time.perf_counter() - planned:.2f} s")
     assert set(states) == {"absent"}
     return jobs
@@ -61,14 +61,14 @@ def time_listing(folder: Path, out: Path) -> list[Job]:
 
 def watch_memory(jobs: list[Job], out: Path) -> None:
     """Prints the memory of this process at every tenth of the jobs."""
-    found = Finished(LazyPipeline("mini", "fp32", torch.device("cpu")), Options())
+    recipe = Recipe(LazyPipeline("mini", "fp32", torch.device("cpu")), Options())
     process, held, began = psutil.Process(), list[float](), time.perf_counter()
 
     def copy(job: Job) -> str:
         shutil.copyfile(job.source, job.target)
         return ""
 
-    for index, _ in enumerate(run(jobs, copy, found)):
+    for index, _ in enumerate(run(jobs, copy, recipe.state_of)):
         if index % (MANY // 10) == MANY // 10 - 1:
             held.append(process.memory_info().rss / 2**20)
     seconds = time.perf_counter() - began

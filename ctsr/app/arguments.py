@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..images.formats import Encoding
     from ..images.picture import Bits
     from ..precision import Precision
+    from .batch import Into
     from .lazy_pipeline import LazyPipeline
     from .options import Options
     from .sizes import Size
@@ -51,6 +52,19 @@ class ColorFixName(str, Enum):
     adain = "adain"
     lab = "lab"
 
+
+class IntoName(str, Enum):
+    """What results of `ctsr batch` are put into."""
+
+    _value_: Into
+
+    pictures = "pictures"
+    tar = "tar"
+    parquet = "parquet"
+
+
+PER_SHARD = 100
+"""Pictures in a shard that is made of pictures, unless more or fewer are asked for."""
 
 ScaleOption = Annotated[
     float | None, typer.Option(help="Side of the result / side of the picture.  [default: the model's own, of mini 4]")

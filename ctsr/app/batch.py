@@ -18,30 +18,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from typing_extensions import Self, TypedDict
 
+from ..addresses import fetch, file_system, is_address, send
 from ..errors import CheckpointError, CTSRError
 from ..images.read import readable_suffixes
 from ..precision import Precision
 from ..whole_file import whole_file
+from .arguments import PER_SHARD
 from .claims import claim
-from .finished import Finished
+from .finished import Recipe
 from .jobs import Job, Naming, plan
 from .lazy_pipeline import LazyPipeline
 from .options import Options
-from .run import EXPECTED, Outcome, attempt, describe_error
+from .run import EXPECTED, Outcome, State, attempt, describe_error
 from .shards import SUFFIXES, Item, is_shard, read_record, read_shard, record_of, write_record, write_shard
 from .upscale import upscale
 
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
-PER_SHARD = 100
 Into = Literal["pictures", "tar", "parquet"]
-Line = dict[str, Any]
 BLOCKS_PER_WORKER = 8
 """Parts that the jobs are dealt out in: what a node that dies has to give back is a part of each of its actors."""
 
@@ -77,9 +77,15 @@ class Task:
     overwrite: bool = False
 
 
-def is_address(place: str) -> bool:
-    """Whether it is a place that fsspec knows, not a path."""
-    return "://" in place
+class Line(TypedDict):
+    """Of the manifest: what became of a picture, how long it took, and on which node."""
+
+    source: str
+    target: str
+    state: State
+    detail: str
+    seconds: float
+    node: str
 
 
 class Row(TypedDict):
@@ -89,7 +95,7 @@ class Row(TypedDict):
     target: str
 
 
-def jobs_of(inputs: Sequence[str], output: str, into: Into | None = None, per_shard: int = PER_SHARD) -> list[Row]:
+def rows_of(inputs: Sequence[str], output: str, into: Into | None = None, per_shard: int = PER_SHARD) -> list[Row]:
     """What is made of what; paths are made absolute.
 
     Args:
@@ -130,16 +136,11 @@ def picture_rows(inputs: Sequence[str], output: str) -> list[Row]:
 
 def files_below(place: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     """Files of these suffixes below an address or path, and their names there; of a single file its own."""
-    files, root = filesystem(place)
+    files, root = file_system(place)
     for path in sorted(files.find(root)):
         if path.lower().endswith(suffixes):
             name = PurePosixPath(path).name if path == root else PurePosixPath(os.path.relpath(path, root)).as_posix()
             yield files.unstrip_protocol(path) if is_address(place) else path, name
-
-
-def filesystem(place: str) -> tuple[Any, str]:
-    """fsspec's file system of an address or path, and the path in it."""
-    return cast("tuple[Any, str]", import_module("fsspec").core.url_to_fs(place))
 
 
 class Worker:
@@ -155,7 +156,7 @@ class Worker:
         device = torch.device("cuda" if cluster.gpus else "cpu")
         self.model = LazyPipeline(task.model, task.precision, device)
         self.options = self.model.settled(task.options)
-        self.found = Finished(self.model, self.options, task.overwrite)
+        self.recipe = Recipe(self.model, self.options, task.overwrite)
 
     def __call__(self, row: Row) -> Iterator[Line]:
         """A line of the manifest for each picture of `row`; one for all of a shard that is there."""
@@ -207,7 +208,7 @@ class Worker:
             started, result = time.monotonic(), safe(item.name)
             job = Job(room / f"{number}{PurePosixPath(item.name).suffix}", room / f"{number}-made.png")
             job.source.write_bytes(item.data)
-            outcome = cast(Outcome, attempt(job, lambda x: upscale(x, self.model, self.options), None))
+            outcome = attempt(job, lambda x: upscale(x, self.model, self.options), None, wait=True)
             if outcome.state == "done":
                 made.append(Item(result, job.target.read_bytes()))
                 job.target.unlink()
@@ -218,7 +219,7 @@ class Worker:
     def there(self, target: Path, settings: Mapping[str, Any]) -> Outcome | None:
         """What becomes of a shard that is there already; None where it is to be made."""
         record = read_record(target)
-        if record is None or (self.found.overwrite and record_of(target).stat().st_mtime_ns < self.found.began):
+        if record is None or self.recipe.is_replaced(record_of(target).stat()):
             return None
         job = Job(target, target)
         old, new = ({k: v for k, v in row.items() if k != "ctsr"} for row in (record["settings"], settings))
@@ -241,34 +242,29 @@ class Worker:
             return self.make(Job(Path(source), Path(target)))
         with tempfile.TemporaryDirectory(prefix="ctsr-") as name:
             job = Job(Path(name, "in", Path(source).name), Path(name, "out", Path(target).name))
-            for place, path in ((source, job.source), (target, job.target)):
-                path.parent.mkdir()
-                files, inner = filesystem(place)
-                if files.exists(inner):
-                    files.get(inner, str(path))
+            fetch(source, job.source)
+            fetch(target, job.target)
             outcome = self.make(job)
             if outcome.state == "done":
-                files, inner = filesystem(target)
-                files.makedirs(os.path.dirname(inner), exist_ok=True)
-                files.put(str(job.target), inner)
+                send(job.target, target)
             return outcome
 
     def make(self, job: Job) -> Outcome:
         """One job on files of this node; waits for another that makes the same."""
-        outcome = attempt(job, lambda x: upscale(x, self.model, self.options), self.found, wait=True)
-        return cast(Outcome, outcome)
+        return attempt(job, lambda x: upscale(x, self.model, self.options), self.recipe.state_of, wait=True)
 
 
 def line_of(source: str, target: str, outcome: Outcome, started: float) -> Line:
     """A line of the manifest."""
-    return {
-        "source": source,
-        "target": target,
-        "state": outcome.state,
-        "detail": outcome.detail,
-        "seconds": round(time.monotonic() - started, 3),
-        "node": platform.node(),
-    }
+    seconds = round(time.monotonic() - started, 3)
+    return Line(
+        source=source,
+        target=target,
+        state=outcome.state,
+        detail=outcome.detail,
+        seconds=seconds,
+        node=platform.node(),
+    )
 
 
 def safe(name: str) -> str:
@@ -297,11 +293,8 @@ class Places:
 
     def __enter__(self) -> Self:
         if self.is_remote:
-            self.local.parent.mkdir(parents=True, exist_ok=True)
             for path, there in self.files():
-                files, inner = filesystem(there)
-                if files.exists(inner):
-                    files.get(inner, str(path))
+                fetch(there, path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -315,12 +308,10 @@ class Places:
     def give(self) -> None:
         """Copies both to the address; the record last."""
         for path, there in self.files() if self.is_remote else ():
-            files, inner = filesystem(there)
-            files.makedirs(os.path.dirname(inner), exist_ok=True)
-            files.put(str(path), inner)
+            send(path, there)
 
 
-def run_batch(jobs: Sequence[Row], task: Task, cluster: Cluster) -> Iterator[dict[str, Any]]:
+def run_batch(rows: Sequence[Row], task: Task, cluster: Cluster) -> Iterator[Line]:
     """A line of the manifest for every job, as they are done.
 
     Raises:
@@ -338,8 +329,8 @@ def run_batch(jobs: Sequence[Row], task: Task, cluster: Cluster) -> Iterator[dic
         raise CTSRError(f"No Ray cluster at {cluster.address}: start one, or leave --cluster out ({error}).") from error
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong is raised, too
-    blocks = min(len(jobs), BLOCKS_PER_WORKER * cluster.workers)
-    lines = data.from_items([*jobs], override_num_blocks=blocks).flat_map(
+    blocks = min(len(rows), BLOCKS_PER_WORKER * cluster.workers)
+    lines = data.from_items([*rows], override_num_blocks=blocks).flat_map(
         Worker,
         fn_constructor_args=(task, cluster),
         concurrency=(1, cluster.workers),
@@ -359,7 +350,7 @@ def own_cpus(cluster: Cluster) -> int:
     return max(cluster.workers * cluster.cpus, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
 
-def write_manifest(lines: Iterable[dict[str, Any]], folder: Path) -> Iterator[dict[str, Any]]:
+def write_manifest(lines: Iterable[Line], folder: Path) -> Iterator[Line]:
     """Passes the lines on and writes them, as JSON, into manifest.jsonl, which appears as a whole at the end."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .arguments import ModelOption, ScaleOption
+from .arguments import (
+    PER_SHARD,
+    IntoName,
+    ModelOption,
+    OverwriteOption,
+    PrecisionName,
+    PrecisionOption,
+    ScaleOption,
+    TileOption,
+)
 from .console import report_errors, say
 
 
@@ -27,11 +36,11 @@ def batch_command(
     scale: ScaleOption = None,
     t: Annotated[float, typer.Option("--t", help="The dial: 0 = most realistic, 1 = most faithful.")] = 0.5,
     model: ModelOption = "mini",
-    tile: Annotated[int, typer.Option(help="Side of a tile in pixels of the result; 0: automatic.")] = 0,
-    precision: Annotated[str, typer.Option(help="auto, fp32, bf16 or fp16.")] = "auto",
-    into: Annotated[str | None, typer.Option(help="pictures, tar (WebDataset) or parquet.  [default: as IN]")] = None,
-    per_shard: Annotated[int, typer.Option(min=1, help="Pictures in a shard that is made of pictures.")] = 100,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")] = False,
+    tile: TileOption = 0,
+    precision: PrecisionOption = PrecisionName.auto,
+    into: Annotated[IntoName | None, typer.Option(help="tar is WebDataset.  [default: as IN]")] = None,
+    per_shard: Annotated[int, typer.Option(min=1, help="Pictures in a shard that is made of pictures.")] = PER_SHARD,
+    overwrite: OverwriteOption = False,
     manifest: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder for manifest.jsonl.  [default: OUT, if it is a folder]")
     ] = None,
@@ -44,20 +53,18 @@ def batch_command(
     """
     console = Console(stderr=True)
     with report_errors(console):
+        from ..addresses import is_address
         from ..load import is_built_in
-        from .batch import Cluster, Task, is_address, jobs_of, run_batch, write_manifest
+        from .batch import Cluster, Task, rows_of, run_batch, write_manifest
         from .options import Options
         from .sizes import Size
 
-        if precision not in ("auto", "fp32", "bf16", "fp16"):
-            raise ValueError(f"There is no precision {precision!r}: choose auto, fp32, bf16 or fp16.")
         if manifest is None and is_address(output):
             raise ValueError("OUT is an address: say with --manifest into which folder manifest.jsonl goes.")
-        if into not in (None, "pictures", "tar", "parquet"):
-            raise ValueError(f"Results go into pictures, tar or parquet, not {into!r}.")
         model = model if is_built_in(model) else str(Path(model).resolve())
-        task = Task(model, precision, Options(t, Size(scale), tile=tile), overwrite)
-        lines = run_batch(jobs_of(inputs, output, into, per_shard), task, Cluster(cluster, workers, cpus, gpus))
+        task = Task(model, precision.value, Options(t, Size(scale), tile=tile), overwrite)
+        rows = rows_of(inputs, output, None if into is None else into.value, per_shard)
+        lines = run_batch(rows, task, Cluster(cluster, workers, cpus, gpus))
         counts = {"done": 0, "skipped": 0, "kept": 0, "failed": 0}
         for line in write_manifest(lines, manifest or Path(output)):
             counts[line["state"]] += 1

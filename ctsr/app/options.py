@@ -9,7 +9,8 @@ from ..images.formats import FOLLOW, Encoding
 from ..runtime.offload import check_tile
 from .sizes import Size
 
-TIMES_FOUR = Size()
+OWN_SCALE = Size()
+"""Nothing is said: the checkpoint's own scale."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Options:
     """
 
     t: float | Literal["auto"] = 0.5
-    size: Size = TIMES_FOUR
+    size: Size = OWN_SCALE
     tile: int = 0
     color_fix: ColorFix | None = None
     strip_metadata: bool = False

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from .console import share_done
-from .finished import Finished
+from .finished import Recipe
 from .jobs import Job
 from .run import Outcome, attempt
 from .upscale import upscale
@@ -32,11 +32,11 @@ REFRESH = 0.3  # seconds between two looks at how far the processes are
 
 
 @dataclass(frozen=True)
-class Worker:
+class Start:
     """What each process begins with.
 
     Attributes:
-        found: its model is of the first device.
+        recipe: its model is of the first device.
         places: a queue of numbers and devices; every process takes one of each.
         shares: by number, how much of its present picture a process has done.
         messages: a queue for warnings.
@@ -44,7 +44,7 @@ class Worker:
         threads: of torch on a CPU.
     """
 
-    found: Finished
+    recipe: Recipe
     places: Any
     shares: Any
     messages: Any
@@ -52,20 +52,21 @@ class Worker:
     threads: int
 
 
-_own: Worker | None = None
+_own: Start | None = None
 _number = 0
 
 
 def run_parallel(
     jobs: Sequence[Job],
-    found: Finished,
+    recipe: Recipe,
     devices: Sequence[torch.device],
     tell: Callable[[float], None] = lambda pictures: None,
 ) -> Iterator[Outcome]:
     """As `run.run` over `upscale`, by a process for each of the devices, which may be named several times.
 
     Args:
-        jobs, found: see `run.run`.
+        jobs: see `run.run`.
+        recipe: of all pictures.
         devices: of the processes.
         tell: hears several times a second how much work is done on pictures that are not finished yet, in pictures.
 
@@ -75,12 +76,12 @@ def run_parallel(
     """
     context = multiprocessing.get_context("spawn")
     threads, shares = max(1, torch.get_num_threads() // len(devices)), context.Array("d", len(devices))
-    worker = Worker(found, context.Queue(), shares, context.Queue(), context.Event(), threads)
+    start = Start(recipe, context.Queue(), shares, context.Queue(), context.Event(), threads)
     for place in enumerate(devices):
-        worker.places.put(place)
-    listener = QueueListener(worker.messages, _Relay())
+        start.places.put(place)
+    listener = QueueListener(start.messages, _Relay())
     listener.start()
-    pool = ProcessPoolExecutor(len(devices), context, _begin, (worker,))
+    pool = ProcessPoolExecutor(len(devices), context, _begin, (start,))
     try:
         with _noted_ctrl_c() as pressed:
 
@@ -91,7 +92,7 @@ def run_parallel(
 
             yield from _outcomes(pool, jobs, 2 * len(devices), look)
     finally:
-        worker.stop.set()
+        start.stop.set()
         pool.shutdown(cancel_futures=True)
         listener.stop()
 
@@ -159,17 +160,17 @@ def _without_ctrl_c() -> Generator[None, None, None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin(worker: Worker) -> None:
+def _begin(start: Start) -> None:
     """The beginning of a process."""
     global _own, _number
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one tells the others
     threading.Thread(target=_end_with_parent, daemon=True).start()
     logger = logging.getLogger(LIBRARY)
-    logger.addHandler(QueueHandler(worker.messages))
+    logger.addHandler(QueueHandler(start.messages))
     logger.propagate = False
-    torch.set_num_threads(worker.threads)
-    _number, device = worker.places.get()
-    _own = replace(worker, found=replace(worker.found, model=replace(worker.found.model, device=device)))
+    torch.set_num_threads(start.threads)
+    _number, device = start.places.get()
+    _own = replace(start, recipe=replace(start.recipe, model=replace(start.recipe.model, device=device)))
 
 
 def _end_with_parent() -> None:
@@ -192,7 +193,10 @@ def _attempt(job: Job, wait_for_others: bool) -> Outcome | None:
 
     try:
         return attempt(
-            job, lambda job: upscale(job, own.found.model, own.found.options, watch), own.found, wait_for_others
+            job,
+            lambda job: upscale(job, own.recipe.model, own.recipe.options, watch),
+            own.recipe.state_of,
+            wait_for_others,
         )
     finally:
         own.shares[_number] = 0.0

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 from ..errors import CheckpointError, CTSRError, OutputFolderError, first_line
 from ..tiling.memory import is_out_of_memory
@@ -15,6 +15,11 @@ logger = logging.getLogger(__name__)
 
 EXPECTED = (CTSRError, ValueError, OSError, MemoryError, RuntimeError)
 """What may go wrong with one picture; torch raises RuntimeError."""
+
+State = Literal["done", "skipped", "kept", "failed"]
+TargetState = Literal["absent", "finished", "other"]
+StateOf = Callable[[Job], tuple[TargetState, str]]
+"""What is at a job's target, and why it is another result; see `finished.Recipe.state_of`."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,12 @@ class Outcome:
     """
 
     job: Job
-    state: Literal["done", "skipped", "kept", "failed"]
+    state: State
     detail: str = ""
     ends_run: bool = False
 
 
-Found = Callable[[Job], tuple[Literal["absent", "finished", "other"], str]]
-"""What is at a job's target, see `finished.Finished`."""
-
-
-def run(jobs: Iterable[Job], work: Callable[[Job], str], found: Found | None = None) -> Iterator[Outcome]:
+def run(jobs: Iterable[Job], work: Callable[[Job], str], state_of: StateOf | None = None) -> Iterator[Outcome]:
     """Do the jobs one after the other, up to the first whose folder takes no file.
 
     Those that another run has claimed come last: if that run has not finished them, this one does.
@@ -46,7 +47,7 @@ def run(jobs: Iterable[Job], work: Callable[[Job], str], found: Found | None = N
     Args:
         jobs: see `jobs.plan`.
         work: makes one picture and says what it made.
-        found: tells what is there; None where every job is done again, whatever is there, and without claims.
+        state_of: tells what is there; None where every job is done again, whatever is there, and without claims.
 
     Raises:
         CheckpointError: the model cannot be loaded, which ends the run.
@@ -54,7 +55,7 @@ def run(jobs: Iterable[Job], work: Callable[[Job], str], found: Found | None = N
     claimed: list[Job] = []
     for wait, some in ((False, jobs), (True, claimed)):
         for job in some:
-            outcome = attempt(job, work, found, wait)
+            outcome = attempt(job, work, state_of, wait)
             if outcome is None:
                 claimed.append(job)
                 continue
@@ -63,15 +64,19 @@ def run(jobs: Iterable[Job], work: Callable[[Job], str], found: Found | None = N
                 return
 
 
-def attempt(job: Job, work: Callable[[Job], str], found: Found | None, wait: bool = False) -> Outcome | None:
+@overload
+def attempt(job: Job, work: Callable[[Job], str], state_of: StateOf | None, wait: Literal[True]) -> Outcome: ...
+@overload
+def attempt(job: Job, work: Callable[[Job], str], state_of: StateOf | None, wait: bool) -> Outcome | None: ...
+def attempt(job: Job, work: Callable[[Job], str], state_of: StateOf | None, wait: bool) -> Outcome | None:
     """Do one job; None if another run has claimed it, unless this one shall `wait` for it. Raises as `run`."""
     try:
-        if found is None:
+        if state_of is None:
             return Outcome(job, "done", work(job))
-        if (there := _there(job, found)) is not None:
+        if (there := _there(job, state_of)) is not None:
             return there
         with claim(job.target, wait) as mine:
-            return (_there(job, found) or Outcome(job, "done", work(job))) if mine else None
+            return (_there(job, state_of) or Outcome(job, "done", work(job))) if mine else None
     except CheckpointError:
         raise
     except EXPECTED as error:
@@ -79,9 +84,9 @@ def attempt(job: Job, work: Callable[[Job], str], found: Found | None, wait: boo
         return Outcome(job, "failed", describe_error(error, job.source), isinstance(error, OutputFolderError))
 
 
-def _there(job: Job, found: Found) -> Outcome | None:
+def _there(job: Job, state_of: StateOf) -> Outcome | None:
     """The outcome of a job at whose target something is that stays."""
-    state, why = found(job)
+    state, why = state_of(job)
     if state == "absent":
         return None
     return Outcome(job, "skipped") if state == "finished" else Outcome(job, "kept", f"{job.target} {why}")

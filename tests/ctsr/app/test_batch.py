@@ -16,11 +16,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ctsr.app import batch
-from ctsr.app.batch import Cluster, Into, Row, Task, Worker, jobs_of, run_batch, write_manifest
+from ctsr.app.batch import Cluster, Into, Line, Row, Task, Worker, line_of, rows_of, run_batch, write_manifest
 from ctsr.app.cli import app
 from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
+from ctsr.app.run import Outcome
 from ctsr.app.shards import Item, read_shard, record_of, write_shard
 from ctsr.app.upscale import upscale
 from ctsr.errors import CheckpointError
@@ -63,7 +64,7 @@ def test_a_worker_makes_what_the_plain_run_makes_once_and_reports_failures(folde
     try:
         worker = Worker(task, Cluster(cpus=1))
         expected = plain(folder, task)
-        jobs = jobs_of([str(folder / "in")], str(folder / "out"))
+        jobs = rows_of([str(folder / "in")], str(folder / "out"))
         for states in ({"done": 9, "failed": 1}, {"skipped": 9, "failed": 1}):
             lines = [line for row in jobs for line in worker(row)]
             assert {state: sum(line["state"] == state for line in lines) for state in states} == states
@@ -76,7 +77,7 @@ def test_a_worker_makes_what_the_plain_run_makes_once_and_reports_failures(folde
 def test_addresses_are_read_and_written_through_files_of_the_node(folder: Path, task: Task) -> None:
     memory = import_module("fsspec").filesystem("memory")
     memory.put(str(folder / "in"), "/bucket/in", recursive=True)
-    jobs = jobs_of(["memory://bucket/in"], "memory://bucket/out")
+    jobs = rows_of(["memory://bucket/in"], "memory://bucket/out")
     assert len(jobs) == 10
     worker = Worker(task, Cluster(cpus=torch.get_num_threads()))
     for state in ("done", "skipped"):
@@ -86,7 +87,7 @@ def test_addresses_are_read_and_written_through_files_of_the_node(folder: Path, 
 
 
 def test_the_manifest_appears_whole(tmp_path: Path) -> None:
-    lines = [{"source": "a", "state": "done"}, {"source": "b", "state": "failed"}]
+    lines = [line_of(name, name, Outcome(Job(Path(name), Path(name)), "done"), 0.0) for name in "ab"]
     passed = write_manifest(iter(lines), tmp_path)
     next(passed)
     assert not (tmp_path / "manifest.jsonl").exists()
@@ -103,7 +104,8 @@ def test_without_ray_and_with_wrong_words_there_is_one_sentence(
     assert (said.exit_code, 'pip install "ctsr[ray]"' in said.output) == (2, True)
     for more, sentence in (
         (["--workers", "0"], "1 or more workers"),
-        (["--precision", "fp8"], "choose auto, fp32"),
+        (["--precision", "fp8"], "'fp8' is not one of"),
+        (["--into", "zip"], "'zip' is not one of"),
         (["-o", "s3://bucket/out"], "say with --manifest"),
     ):
         said = CliRunner().invoke(app, [*words, *more])
@@ -111,7 +113,7 @@ def test_without_ray_and_with_wrong_words_there_is_one_sentence(
     (folder / "empty").mkdir()
     for output in (str(folder / "out"), "memory://out"):
         with pytest.raises(ValueError, match="No pictures in"):
-            jobs_of([str(folder / "empty")], output)
+            rows_of([str(folder / "empty")], output)
 
 
 def states(worker: Worker, rows: list[Row]) -> Counter[str]:
@@ -127,7 +129,7 @@ def test_shards_become_shards_once_and_what_fails_is_named(kind: Into, folder: P
     items = [Item(path.relative_to(folder / "in").as_posix(), path.read_bytes()) for path in pictures]
     for number, part in enumerate((items[:4], items[4:])):
         write_shard(folder / "shards" / f"{number}.{kind}", part)
-    rows = jobs_of([str(folder / "shards")], str(folder / "out"))
+    rows = rows_of([str(folder / "shards")], str(folder / "out"))
     assert [row["target"] for row in rows] == [str(folder / "out" / f"{number}.{kind}") for number in (0, 1)]
     lines = [line for row in rows for line in worker(row)]
     assert [line["source"].partition("::")[2] for line in lines if line["state"] == "failed"] == ["broken.png"]
@@ -148,14 +150,14 @@ def pixels(data: bytes) -> bytes:
 
 def test_pictures_become_shards_and_shards_pictures(folder: Path, task: Task) -> None:
     worker, memory = Worker(task, Cluster(cpus=torch.get_num_threads())), import_module("fsspec").filesystem("memory")
-    rows = jobs_of([str(folder / "in")], "memory://pack/out", "tar", 4)
+    rows = rows_of([str(folder / "in")], "memory://pack/out", "tar", 4)
     assert [len(row["sources"]) for row in rows] == [4, 4, 2]
     assert states(worker, rows) == {"done": 9, "failed": 1}
     assert states(worker, rows) == {"skipped": 3}
     assert memory.exists("/pack/out/000000.tar.json")
     small = [Item("a/../../up.png", next((folder / "in").rglob("0.png")).read_bytes())]
     write_shard(folder / "shards" / "few.tar", small)
-    rows = jobs_of([str(folder / "shards" / "few.tar")], str(folder / "unpacked"), "pictures")
+    rows = rows_of([str(folder / "shards" / "few.tar")], str(folder / "unpacked"), "pictures")
     assert states(worker, rows) == {"done": 1}
     assert Image.open(folder / "unpacked" / "few" / "a" / "up.png").size == (32, 32)
     assert states(worker, rows) == {"skipped": 1}
@@ -179,7 +181,7 @@ def test_a_broken_model_ends_the_run_whatever_is_made(folder: Path, tmp_path: Pa
     model.write_bytes(b"no weights")
     worker = Worker(Task(str(model), "fp32", Options()), Cluster(cpus=torch.get_num_threads()))
     for into in ("pictures", "tar"):
-        row = jobs_of([str(folder / "in" / "0")], str(folder / "out"), into)[0]
+        row = rows_of([str(folder / "in" / "0")], str(folder / "out"), into)[0]
         with pytest.raises(CheckpointError, match="fetch it again"):
             next(worker(row))
 
@@ -204,7 +206,7 @@ def test_a_cluster_that_loses_a_node_and_gains_one_makes_every_picture_once(fold
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 10**8}
     )
     lost = nodes.add_node(num_cpus=1, object_store_memory=10**8)
-    jobs, seen = jobs_of([str(folder / "in")], str(folder / "out")), list[dict[str, Any]]()
+    jobs, seen = rows_of([str(folder / "in")], str(folder / "out")), list[Line]()
     try:
         for line in run_batch(jobs, task, Cluster(nodes.address, workers=2, cpus=1)):
             seen.append(line)

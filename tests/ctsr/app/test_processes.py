@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 from ctsr.app import devices, parallel
 from ctsr.app.cli import app
 from ctsr.app.devices import parse_devices
-from ctsr.app.finished import Finished
+from ctsr.app.finished import Recipe
 from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.app.options import Options
@@ -81,8 +81,8 @@ def test_processes_tell_how_far_they_are(tmp_path: Path, tiny_mini_file: Path, m
     jobs = [Job(path, tmp_path / f"{path.stem}.webp") for path in sorted((tmp_path / "in").iterdir())]
     cpu, told = torch.device("cpu"), list[float]()
     model = LazyPipeline(str(tiny_mini_file), "fp32", cpu)
-    found = Finished(model, Options(size=Size(scale=40.0), tile=128))
-    outcomes = list(parallel.run_parallel(jobs, found, [cpu, cpu], told.append))
+    recipe = Recipe(model, Options(size=Size(scale=40.0), tile=128))
+    outcomes = list(parallel.run_parallel(jobs, recipe, [cpu, cpu], told.append))
     assert [outcome.state for outcome in outcomes] == ["done", "done"]
     assert len({pictures for pictures in told if 0 < pictures < 2}) > 5
     assert all(0 <= pictures <= 2 for pictures in told)

@@ -14,7 +14,7 @@ import typer
 from numpy.typing import NDArray
 from PIL import Image
 
-from ctsr.app.evaluate import luma
+from ctsr.app.metrics import video_luma
 from ctsr.images.read import readable_suffixes
 
 
@@ -33,7 +33,7 @@ def ratio(folder: Path, cell: int) -> float:
         raise typer.BadParameter(f"no picture in {folder}.")
     sums = np.zeros(4)
     for path in paths:
-        y = luma(Image.open(path).convert("RGB"))
+        y = video_luma(Image.open(path).convert("RGB"))
         sums += steps(y, cell) + steps(y.T, cell)
     return float((sums[0] / sums[1]) / (sums[2] / sums[3]))
 

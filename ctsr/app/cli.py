@@ -56,9 +56,11 @@ if TYPE_CHECKING:
     import torch
 
     from ..images.formats import Encoding
-    from .evaluate import Pair, Task
-    from .finished import Finished
+    from .evaluate import Task
+    from .finished import Recipe
     from .jobs import Job
+    from .metrics import Scores
+    from .pairs import Pair
     from .run import Outcome
 
 app = typer.Typer(
@@ -138,7 +140,7 @@ def upscale_command(
     console = Console(stderr=True)
     with report_errors(console), TemporaryDirectory() as folder:
         from .devices import parse_devices
-        from .finished import Finished
+        from .finished import Recipe
         from .options import parse_t
         from .pipes import PIPE, give_output
 
@@ -147,12 +149,12 @@ def upscale_command(
         options = make_options(parse_t(t), wanted, tile, color_fix, strip_metadata, encoding)
         where = parse_devices(devices) * jobs
         loaded = make_model(model, precision, where[0])
-        found = Finished(loaded, loaded.settled(options), overwrite)
-        planned = jobs_of(inputs, output, suffix, file_format and f".{file_format.value}", encoding, Path(folder))
+        recipe = Recipe(loaded, loaded.settled(options), overwrite)
+        planned = plan_jobs(inputs, output, suffix, file_format and f".{file_format.value}", encoding, Path(folder))
         if only_plan:
-            print_plan(planned, found)
+            print_plan(planned, recipe)
             return
-        code = upscale_all(console, planned, found, where)
+        code = upscale_all(console, planned, recipe, where)
         if output == PIPE and code == 0:
             give_output(planned[0].target)
     raise typer.Exit(code)
@@ -236,7 +238,8 @@ def evaluate_command(
         from .options import parse_dials
 
         try:
-            from . import evaluate
+            from . import evaluate, pairs
+            from .scores import write_scores
         except ImportError as error:
             needs = "`ctsr evaluate` needs scikit-image and matplotlib"
             raise CTSRError(f'{needs} ({error}): pip install "ctsr[eval]".') from error
@@ -244,10 +247,13 @@ def evaluate_command(
         options = make_options(0, make_size(), tile, color_fix)
         loaded, others = make_model(model, precision, one_device(device)), sr or []
         dials = sorted(parse_dials(t))
-        task = evaluate.Task(loaded, options, dials, evaluate.name_folders(others), output, features)
+        task = evaluate.Task(loaded, options, dials, pairs.name_folders(others), output, features)
         evaluate.check_out(task, [lr, hr, *others])
-        pairs = evaluate.find_pairs(lr, hr, others)
-        run_evaluation(console, pairs, task)
+        found = pairs.find_pairs(lr, hr, others)
+        scores = score_pairs(console, found, task)
+        files = write_scores(scores, output)
+        print_scores(scores, len(found))
+        say(console, f"Written: {', '.join(map(str, files))}")
 
 
 @app.command("convert")
@@ -367,7 +373,7 @@ app.command("hub-folder")(hub_folder_command)
 # -------------------------------------------------------------------------------------------------------------- runs
 
 
-def jobs_of(
+def plan_jobs(
     inputs: Sequence[Path],
     output: str | None,
     suffix: str | None,
@@ -397,15 +403,15 @@ def jobs_of(
     return jobs
 
 
-def print_plan(jobs: Sequence[Job], found: Finished) -> None:
+def print_plan(jobs: Sequence[Job], recipe: Recipe) -> None:
     """What would be done, on stdout."""
     from .dry_run import dry_run
 
-    for line in dry_run(jobs, found):
+    for line in dry_run(jobs, recipe):
         typer.echo(line)
 
 
-def upscale_all(console: Console, jobs: Sequence[Job], found: Finished, devices: Sequence[torch.device]) -> int:
+def upscale_all(console: Console, jobs: Sequence[Job], recipe: Recipe, devices: Sequence[torch.device]) -> int:
     """Upscales in this process, or in one for each of the devices; the exit code."""
     from .claims import new_folders, remove_leftovers
     from .parallel import run_parallel
@@ -417,12 +423,14 @@ def upscale_all(console: Console, jobs: Sequence[Job], found: Finished, devices:
 
     def work(job: Job) -> str:
         bar.start(job.source.name)
-        return upscale(job, found.model, found.options, bar)
+        return upscale(job, recipe.model, recipe.options, bar)
 
     remove_leftovers(folders)
     with new_folders(folders):
-        outcomes = run_parallel(jobs, found, devices, bar.others) if len(devices) > 1 else run(jobs, work, found)
-        return watch(console, bar, outcomes, len(jobs), details=found.options.t == "auto")
+        outcomes = (
+            run_parallel(jobs, recipe, devices, bar.others) if len(devices) > 1 else run(jobs, work, recipe.state_of)
+        )
+        return watch(console, bar, outcomes, len(jobs), details=recipe.options.t == "auto")
 
 
 def watch(console: Console, bar: Bar, outcomes: Iterator[Outcome], jobs: int, details: bool = False) -> int:
@@ -448,8 +456,8 @@ def watch(console: Console, bar: Bar, outcomes: Iterator[Outcome], jobs: int, de
     return int(any(outcome.state in ("failed", "kept") for outcome in past))
 
 
-def run_evaluation(console: Console, pairs: Sequence[Pair], task: Task) -> None:
-    """Scores pairs with a progress bar, then writes and prints; exit code 2 for pairs that do not fit, 1 for failures.
+def score_pairs(console: Console, pairs: Sequence[Pair], task: Task) -> Scores:
+    """Scores pairs with a progress bar; exit code 2 for pairs that do not fit, 1 for failures.
 
     Scores of a part of the set would pass for those of the whole, so that one bad picture ends it.
     """
@@ -469,10 +477,7 @@ def run_evaluation(console: Console, pairs: Sequence[Pair], task: Task) -> None:
 
     try:
         with nullcontext() if bar.progress.disable else bar.progress:
-            scores = evaluate.evaluate(watched(), task, bar)
+            return evaluate.evaluate(watched(), task, bar)
     except evaluate.PictureError as error:
         say(console, f"Error: {error}")
         raise typer.Exit(1) from None
-    files = evaluate.write_scores(scores, task.out)
-    print_scores(scores, len(pairs))
-    say(console, f"Written: {', '.join(map(str, files))}")

@@ -19,7 +19,7 @@ from rich.text import Text
 from ..errors import CTSRError
 
 if TYPE_CHECKING:
-    from .evaluate import Scores
+    from .metrics import Scores
     from .run import Outcome
 
 

@@ -25,8 +25,9 @@ pytest.importorskip("matplotlib", reason="needs the extra eval")
 
 from scipy.ndimage import gaussian_filter
 
-from ctsr.app import evaluate
-from ctsr.app.evaluate import PSNR, SSIM, Method, Scores
+from ctsr.app.metrics import PSNR, SSIM, Method, Scores
+from ctsr.app.pairs import name_folders
+from ctsr.app.scores import draw, write_csv
 
 NAMES = ("a", "b")
 TABLES = ["per_picture.csv", "perception_distortion.png", "scores.csv"]
@@ -286,7 +287,7 @@ def test_plot_draws_curves_over_t_and_points() -> None:
         Method("bicubic"): {PSNR: 26.8, SSIM: 0.7, "NIQE": 9.0},
         Method("truth"): {PSNR: math.inf, SSIM: 1.0, "NIQE": 3.0},
     }
-    (axes,) = evaluate.draw(Scores({PSNR: False, SSIM: False, "NIQE": True}, [], means)).axes
+    (axes,) = draw(Scores({PSNR: False, SSIM: False, "NIQE": True}, [], means)).axes
     lines = {line.get_label(): np.asarray(line.get_xydata()).tolist() for line in axes.lines}
     assert lines == {
         "ctsr": [[25, 4], [26, 5], [27, 7]],
@@ -295,7 +296,7 @@ def test_plot_draws_curves_over_t_and_points() -> None:
     }
     assert [text.get_text() for text in axes.texts] == ["t = 0", "t = 0.5", "t = 1"]
     assert axes.get_ylabel() == "NIQE (lower is better)"
-    (axes,) = evaluate.draw(Scores({PSNR: False, SSIM: False}, [], means)).axes
+    (axes,) = draw(Scores({PSNR: False, SSIM: False}, [], means)).axes
     assert axes.get_ylabel() == "SSIM-Y (higher is better)"
     assert np.asarray(axes.lines[0].get_ydata()).tolist() == [0.7, 0.8, 0.9]
 
@@ -377,10 +378,10 @@ def test_half_a_table_is_never_left(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate.write_csv(tmp_path / "scores.csv", ["name"], (interrupted() for _ in range(1)))
+        write_csv(tmp_path / "scores.csv", ["name"], (interrupted() for _ in range(1)))
     assert files_in(tmp_path) == []
 
 
 def test_folders_of_results_have_names_of_their_own(tmp_path: Path) -> None:
     folders = [tmp_path / "x" / "peer", tmp_path / "y" / "peer", tmp_path / "bicubic", tmp_path / "other"]
-    assert evaluate.name_folders(folders) == [*(str(folder.resolve()) for folder in folders[:3]), "other"]
+    assert name_folders(folders) == [*(str(folder.resolve()) for folder in folders[:3]), "other"]

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from ..images.formats import Encoding
     from ..images.picture import Bits
     from ..precision import Precision
-    from .batch import Into
     from .lazy_pipeline import LazyPipeline
     from .options import Options
     from .sizes import Size
@@ -51,6 +50,9 @@ class ColorFixName(str, Enum):
     wavelet = "wavelet"
     adain = "adain"
     lab = "lab"
+
+
+Into = Literal["pictures", "tar", "parquet"]
 
 
 class IntoName(str, Enum):

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from typing_extensions import Self, TypedDict
@@ -28,7 +28,7 @@ from ..errors import CheckpointError, CTSRError
 from ..images.read import readable_suffixes
 from ..precision import Precision
 from ..whole_file import whole_file
-from .arguments import PER_SHARD
+from .arguments import PER_SHARD, Into
 from .claims import claim
 from .finished import Recipe
 from .jobs import Job, Naming, plan
@@ -41,7 +41,6 @@ from .upscale import upscale
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.jsonl"
-Into = Literal["pictures", "tar", "parquet"]
 BLOCKS_PER_WORKER = 8
 """Parts that the jobs are dealt out in: what a node that dies has to give back is a part of each of its actors."""
 

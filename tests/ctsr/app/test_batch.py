@@ -16,7 +16,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from ctsr.app import batch
-from ctsr.app.batch import Cluster, Into, Line, Row, Task, Worker, line_of, rows_of, run_batch, write_manifest
+from ctsr.app.arguments import Into
+from ctsr.app.batch import Cluster, Line, Row, Task, Worker, line_of, rows_of, run_batch, write_manifest
 from ctsr.app.cli import app
 from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline

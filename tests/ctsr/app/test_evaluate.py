@@ -357,8 +357,9 @@ def test_bad_arguments(run: Run, arguments: tuple[str, ...], says: str) -> None:
 
 @pytest.mark.usefixtures("no_model")
 def test_missing_scikit_image_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "ctsr.app.evaluate")
-    monkeypatch.delattr("ctsr.app.evaluate")
+    for module in ("ctsr.app.evaluate", "ctsr.app.metrics"):
+        monkeypatch.delitem(sys.modules, module)
+        monkeypatch.delattr(module)
     monkeypatch.setitem(sys.modules, "skimage", None)
     (line,) = errors(run())
     assert 'pip install "ctsr[eval]"' in line

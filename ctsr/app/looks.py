@@ -92,8 +92,9 @@ def write_report(source: Path, result: Path, target: Path, model: LazyPipeline |
 
 def faithful_result(model: LazyPipeline, picture: Picture, made: Picture) -> Tensor:
     """The model's result at t = 1, of the size of the result in question."""
-    size = {"height": made.height, "width": made.width}
-    made_at_1 = model.pipeline(picture.rgb, 1.0, **size, generator=start_noise(), output_type="pt")
+    made_at_1 = model.pipeline(
+        picture.rgb, 1.0, height=made.height, width=made.width, generator=start_noise(), output_type="pt"
+    )
     return made_at_1.images.cpu()
 
 

@@ -42,7 +42,7 @@ SIDE, EDGE, CELL = 384, 96, 16
 """Pixels of the ground truth, of its border that is not scored, and of the cells that are fitted to."""
 FOLDS, HIDDEN, STEPS, DECAY = 6, 6, 150, 1e-3
 FIRST = 3
-"""Crop of each photograph: features were chosen on those before."""
+"""Crop of each photograph: features were first looked for on those before, and compared on these too."""
 DIALS = (0.0, 0.25, 0.5, 0.75, 1.0)
 POWERS = torch.tensor(DIALS)[:, None] ** torch.arange(3)
 TUNED = Path(tuned.__file__)

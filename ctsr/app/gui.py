@@ -10,6 +10,7 @@ and what is uploaded or written lies in a temporary folder that is gone with the
 import importlib
 import io
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -194,7 +195,7 @@ class Answers:
         try:
             yield
         except EXPECTED as error:
-            raise self.gr.Error(message(error), print_exception=False) from None
+            raise self.gr.Error(message(error, self.studio.folder), print_exception=False) from None
 
     def upscale(self, file: str | None, scale: float) -> tuple[Any, ...]:
         """Both ends, automatic t and its picture."""
@@ -259,10 +260,10 @@ def build(studio: Studio) -> Any:
     return page
 
 
-def message(error: Exception) -> str:
-    """One sentence without the server's paths."""
+def message(error: Exception, folder: Path) -> str:
+    """One sentence, in which a file of `folder`, where each upload has a folder of its own, has its name alone."""
     text = str(error) if isinstance(error, CTSRError | ValueError) else describe_error(error, Path("the picture"))
-    return text.replace(f"{tempfile.gettempdir()}{os.sep}", "")
+    return re.sub(rf"{re.escape(str(folder))}[/\\](\w+[/\\])?", "", text)
 
 
 def open_gradio() -> Any:

@@ -1,4 +1,4 @@
-"""A real chromium on a real host: what a user does and sees, by commands to `driver.mjs`."""
+"""A real chromium, and in it a real host: what a user does and sees, by commands to `driver.mjs`."""
 
 import base64
 import io
@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 from typing_extensions import Self
 
-DRIVER = Path(__file__).with_name("driver.mjs")
+HERE = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ctsr-browser-tests"
 PACKAGE = "playwright-core"
 INSTALL_SECONDS = 120
@@ -111,12 +111,18 @@ class Run:
         return {detail["node"]: detail["output"] for detail in self.details("executed")}
 
 
-class Browser:
-    """The host's page in a fresh chromium; use as a context manager."""
+class Driver:
+    """A chromium that does what a script beside this file reads; use as a context manager.
 
-    def __init__(self, tools: Tools, url: str):
+    Args:
+        tools: what drives it.
+        script: name of the file.
+        url: that it shows.
+    """
+
+    def __init__(self, tools: Tools, script: str, url: str):
         self.process = subprocess.Popen(
-            [tools.node, str(DRIVER), url, tools.chromium],
+            [tools.node, str(HERE / script), url, tools.chromium],
             env={**os.environ, "NODE_PATH": str(tools.modules)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -131,7 +137,7 @@ class Browser:
         self.process.communicate(timeout=30)
 
     def call(self, command: str, *arguments: Any) -> Any:
-        """Result of a command of `driver.mjs`; raises RuntimeError where the page did not do it."""
+        """Result of a command of the script; raises RuntimeError where the page did not do it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         self.process.stdin.write(json.dumps({"command": command, "arguments": arguments}) + "\n")
@@ -141,6 +147,13 @@ class Browser:
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer["result"]
+
+
+class Browser(Driver):
+    """The host's page in a fresh chromium."""
+
+    def __init__(self, tools: Tools, url: str):
+        super().__init__(tools, "driver.mjs", url)
 
     def open(self, node_type: str) -> None:
         """Loads the page, and waits until it knows a node."""

@@ -2,27 +2,13 @@
 //
 //   NODE_PATH=<folder of playwright-core> node driver.mjs URL CHROMIUM
 //
-// Reads one command a line from standard input, {"command": name, "arguments": [...]}, and answers each with one line:
-// {"result": ...} or {"error": message}. Ends with its input.
+// Commands come and are answered as loop.mjs says.
 
-import { createRequire } from "node:module";
-import { createInterface } from "node:readline";
+import { answer, openPage } from "./loop.mjs";
 
-const { chromium } = createRequire(import.meta.url)("playwright-core"); // `import` would not look into NODE_PATH
-
-const LIMIT = 120_000; // ms for a command
 const AGAIN = 5_000; // ms after which a click that nothing came of is made again
 const VIEW = { width: 1600, height: 900 };
 const FREE = [432, 513]; // where no node of the one-node example lies, nor a panel
-const FLAGS = [
-  "--no-sandbox",
-  "--disable-gpu",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-];
 const ENDINGS = ["execution_success", "execution_error", "execution_interrupted"];
 const EVENTS = ["execution_cached", "executed", ...ENDINGS];
 const AT_ONCE = 2_000; // ms for what follows a key or click without the host
@@ -39,14 +25,7 @@ const ERROR_DETAILS = "[data-testid=error-overlay-see-errors]";
 const ERROR_PANEL = "[data-testid=runtime-error-panel]";
 
 const [url, executablePath] = process.argv.slice(2);
-const browser = await chromium.launch({ executablePath, headless: true, args: FLAGS });
-const page = await browser.newPage({ viewport: VIEW });
-page.setDefaultTimeout(LIMIT);
-let complaints = [];
-page.on("console", (message) => {
-  if (message.type() === "error") complaints.push(`${message.text()} (${message.location().url})`);
-});
-page.on("pageerror", (error) => complaints.push(`uncaught: ${error.message}`));
+const { page, takeComplaints } = await openPage(executablePath, VIEW);
 
 // --- in the page: functions that run in the browser --------------------------------------------------------------------
 
@@ -350,11 +329,7 @@ const commands = {
   },
 
   // Console errors and uncaught exceptions since the last time.
-  complaints() {
-    const all = complaints;
-    complaints = [];
-    return all;
-  },
+  complaints: takeComplaints,
 
   // The template browser's cards of a pack: the width of each one's picture.
   async templates(pack) {
@@ -366,22 +341,4 @@ const commands = {
   },
 };
 
-function limited(promise) {
-  let timer;
-  const late = new Promise((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`no answer in ${LIMIT / 1000} s`)), LIMIT);
-  });
-  return Promise.race([promise, late]).finally(() => clearTimeout(timer));
-}
-
-for await (const line of createInterface({ input: process.stdin })) {
-  const { command, arguments: values } = JSON.parse(line);
-  let answer;
-  try {
-    answer = { result: (await limited(commands[command](...values))) ?? null };
-  } catch (error) {
-    answer = { error: `${command}: ${error.message}` };
-  }
-  process.stdout.write(`${JSON.stringify(answer)}\n`);
-}
-await browser.close();
+await answer(commands);

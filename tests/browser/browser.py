@@ -171,6 +171,10 @@ class Browser(Driver):
         """Drags the slider of a node, named by type or title; returns the value that it took."""
         return self.call("slide", node, widget, value)
 
+    def dial(self) -> dict[str, Any]:
+        """What the live dial shows: word, faithful and exact (opacities), urls; moves and heard, see `driver.mjs`."""
+        return self.call("dial")
+
     def widgets(self, node: str) -> dict[str, Any]:
         """Values of a node's widgets by name, in order."""
         return self.call("widgets", node)

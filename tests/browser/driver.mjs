@@ -35,6 +35,13 @@ function prepare(names) {
   window.imagesOf = (node) => node.imgs ?? [...document.querySelectorAll(`[data-node-id="${node.id}"] img[src*=view]`)];
   window.clicks = 0;
   addEventListener("click", ({ isTrusted }) => (window.clicks += isTrusted), true);
+  window.moves = []; // ms from each move of a drag to the end of the frame after it
+  const time = (event) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => window.moves.push(performance.now() - event.timeStamp);
+    requestAnimationFrame(() => port2.postMessage(null));
+  };
+  addEventListener("pointermove", (event) => event.buttons && time(event), true);
   window.seen = [];
   for (const name of names) app.api.addEventListener(name, ({ detail }) => window.seen.push({ name, detail }));
 }
@@ -49,6 +56,19 @@ function dropFile({ name, text }) {
   for (const kind of ["dragenter", "dragover", "drop"]) {
     canvas.dispatchEvent(new DragEvent(kind, { bubbles: true, cancelable: true, dataTransfer, ...at }));
   }
+}
+
+function readDial() {
+  const { layers, word } = window.findNode("CTSRDial").ctsrDial;
+  const opacity = ({ style }) => Number(style.opacity);
+  return {
+    word: word.textContent,
+    faithful: opacity(layers.faithful),
+    exact: opacity(layers.exact),
+    urls: Object.fromEntries(["realistic", "faithful", "exact"].map((name) => [name, layers[name].src])),
+    moves: window.moves,
+    heard: window.seen.length,
+  };
 }
 
 function isReplaced() {
@@ -215,6 +235,11 @@ const commands = {
     await page.mouse.move(x, y, { steps: 5 });
     await page.mouse.up();
     return (await commands.widgets(type))[widget];
+  },
+
+  // What the live dial shows, how soon it followed the drags so far, and how much was heard of the host since Run.
+  async dial() {
+    return await page.evaluate(readDial);
   },
 
   async widgets(type) {

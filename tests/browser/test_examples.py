@@ -1,12 +1,13 @@
 """The shared workflows as a user meets them: dropped on the canvas, run, looked at, changed, run again."""
 
+import io
 import json
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageStat
+from PIL import Image, ImageChops, ImageStat
 
 from tests.browser.browser import Browser
 from tests.browser.conftest import SIZE, run_video
@@ -48,6 +49,11 @@ def fetch(url: str) -> bytes:
     """A file of the host, as the page gets it."""
     with urllib.request.urlopen(url, timeout=30) as answer:
         return answer.read()
+
+
+def layer(dial: dict[str, Any], name: str) -> Image.Image:
+    """One of the pictures that lie over each other on the live dial."""
+    return Image.open(io.BytesIO(fetch(dial["urls"][name]))).convert("RGB")
 
 
 def contrast(picture: Image.Image) -> float:
@@ -114,6 +120,28 @@ def test_moving_the_dial_decodes_again_and_nothing_before_it(browser: Browser):
     assert not {node_id(path, name) for name in redone} & run.cached
     (after,) = results(browser)
     assert fetch(before["urls"][0]) != fetch(after["urls"][0])
+
+
+def test_the_live_dial_shows_another_t_at_once_and_the_next_run_gives_that_picture(browser: Browser):
+    drop(browser, ROOT / "examples" / "Drag t on the picture.json")
+    assert browser.run().ending == "execution_success"
+    first = browser.dial()
+    assert (first["word"], first["exact"]) == ("exact", 1)
+    t = browser.slide("CTSRDial", "t", 0.8)
+    dragged = browser.dial()
+    assert dragged["heard"] == first["heard"]
+    assert len(dragged["moves"]) > len(first["moves"])
+    assert (dragged["word"], dragged["exact"]) == ("preview", 0)
+    assert dragged["faithful"] == pytest.approx(t, abs=1e-3)
+    previewed = Image.blend(layer(dragged, "realistic"), layer(dragged, "faithful"), t)
+    assert browser.run().ending == "execution_success"
+    after = browser.dial()
+    assert (after["word"], after["exact"]) == ("exact", 1)
+    apart = ImageChops.difference(previewed, layer(after, "exact"))
+    assert max(ImageStat.Stat(apart).mean) < 0.5
+    assert (
+        max(most for _, most in apart.getextrema()) <= 8
+    )  # where the ends are black or white, each was cut off by itself
 
 
 def test_a_mask_of_other_proportions_is_explained_in_a_dialog(browser: Browser):

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -350,10 +351,15 @@ def own_cpus(cluster: Cluster) -> int:
 
 
 def write_manifest(lines: Iterable[Line], folder: Path) -> Iterator[Line]:
-    """Passes the lines on and writes them, as JSON, into manifest.jsonl, which appears as a whole at the end."""
+    """Passes the lines on and writes them, as JSON, into manifest.jsonl, which appears as a whole at the end.
+
+    What keeps the run from beginning is raised before the folder is made.
+    """
+    rest = iter(lines)
+    first = list(islice(rest, 1))
     folder.mkdir(parents=True, exist_ok=True)
     with whole_file(folder / MANIFEST) as partial, partial.open("w", encoding="utf-8") as file:
-        for line in lines:
+        for line in chain(first, rest):
             file.write(json.dumps(line) + "\n")
             file.flush()
             yield line

@@ -76,5 +76,4 @@ def app_command(
         from .lazy_pipeline import LazyPipeline
 
         loaded = LazyPipeline(model, "auto", one_device("auto"))
-        say(console, f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends it.")
-        serve(loaded, port)
+        serve(loaded, port, lambda: say(console, f"Open http://127.0.0.1:{port} in a browser; Ctrl-C ends it."))

@@ -14,7 +14,7 @@ import re
 import signal
 import tempfile
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -296,12 +296,13 @@ def launch(studio: Studio, port: int) -> Any:
     return page
 
 
-def serve(model: LazyPipeline, port: int) -> None:
+def serve(model: LazyPipeline, port: int, begun: Callable[[], None]) -> None:
     """Shows the page until it is interrupted or told to end; nothing that it wrote stays.
 
     Args:
         model: is loaded at the first picture.
         port: of 127.0.0.1.
+        begun: is called when the page can be opened.
     """
     ended = threading.Event()
 
@@ -311,6 +312,7 @@ def serve(model: LazyPipeline, port: int) -> None:
     signal.signal(signal.SIGTERM, end)
     with tempfile.TemporaryDirectory(prefix="ctsr-app-", ignore_cleanup_errors=True) as folder:
         page = launch(Studio(model, Path(folder)), port)
+        begun()
         try:
             ended.wait()
         finally:

@@ -103,6 +103,7 @@ def test_without_ray_and_with_wrong_words_there_is_one_sentence(
     words = ["batch", str(folder / "in"), "-o", str(folder / "out"), "--model", str(tiny_mini_file)]
     said = CliRunner().invoke(app, words)
     assert (said.exit_code, 'pip install "ctsr[ray]"' in said.output) == (2, True)
+    assert not (folder / "out").exists()
     for more, sentence in (
         (["--workers", "0"], "1 or more workers"),
         (["--precision", "fp8"], "'fp8' is not one of"),

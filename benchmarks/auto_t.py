@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from ctsr import CTSRPipeline
 from ctsr.assess import tuned
 from ctsr.assess.auto_t import LIMIT, contrast, traits
-from ctsr.assess.perceptual import Products, dists_distance, over_channels, products, read_heads, read_shares
+from ctsr.assess.perceptual import dists_distance, lpips_map, products, read_heads, read_shares
 from ctsr.assess.vgg import VGG_FILE, VGGFeatures
 from ctsr.images.inputs import from_pil
 from ctsr.images.tensors import as_pil
@@ -125,14 +125,14 @@ class Judge:
 
     def __init__(self, truth: Tensor, folder: Path):
         self.truth, self.features = truth, open_features(folder / VGG_FILE)
-        self.heads = [head.flatten() for head in read_heads(folder / "lpips_vgg_lin.npz")]
+        self.heads = read_heads(folder / "lpips_vgg_lin.npz")
         self.shares, self.seen = read_shares(folder), self.features(2 * truth - 1)
 
     def maps(self, made: Tensor) -> tuple[Tensor, Tensor, float]:
         """LPIPS and squared error by cell, and DISTS."""
         levels = [products(*pair) for pair in zip(self.features(2 * made - 1), self.seen, strict=True)]
         cells = (made.shape[-2] // CELL, made.shape[-1] // CELL)
-        near = [F.adaptive_avg_pool2d(lpips(of, head), cells) for of, head in zip(levels, self.heads, strict=True)]
+        near = [F.adaptive_avg_pool2d(lpips_map(of, head), cells) for of, head in zip(levels, self.heads, strict=True)]
         error = F.adaptive_avg_pool2d((made - self.truth).square().mean(1), cells)
         dists = float(dists_distance([products(made, self.truth), *levels], self.shares))
         return torch.stack(near).sum(0)[0], error[0], dists
@@ -141,16 +141,6 @@ class Judge:
         """PSNR, LPIPS and DISTS of the whole."""
         near, error, dists = self.maps(made)
         return float(psnr(error.mean())), float(near.mean()), dists
-
-
-def lpips(of: Products, head: Tensor) -> Tensor:
-    """One level of LPIPS at every place, [1, h, w]."""
-    one = torch.ones_like(head)
-    length_a, weighed_a = over_channels(of.aa, one, head)
-    length_b, weighed_b = over_channels(of.bb, one, head)
-    (product,) = over_channels(of.ab, head)
-    length_a, length_b = length_a + 1e-20, length_b + 1e-20
-    return weighed_a / length_a + weighed_b / length_b - 2 * product * (length_a * length_b).rsqrt()
 
 
 def psnr(error: Tensor) -> Tensor:

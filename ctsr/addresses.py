@@ -5,6 +5,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from .errors import CTSRError
+
 
 def is_address(place: str) -> bool:
     """Whether it is an address, not a path."""
@@ -12,13 +14,21 @@ def is_address(place: str) -> bool:
 
 
 def file_system(place: str) -> tuple[Any, str]:
-    """fsspec's file system of an address or a path, and the path in it, without a slash at its end."""
-    files, inner = cast("tuple[Any, str]", import_module("fsspec").core.url_to_fs(place))
+    """fsspec's file system of an address or a path, and the path in it, without a slash at its end.
+
+    Raises:
+        CTSRError: fsspec, or the package that it needs for this kind of address, is missing.
+        ValueError: a kind of address that fsspec does not know.
+    """
+    try:
+        files, inner = cast("tuple[Any, str]", import_module("fsspec").core.url_to_fs(place))
+    except ImportError as error:
+        raise CTSRError(f"{place} cannot be reached without one more package ({error}).") from error
     return files, inner.rstrip("/") or inner
 
 
 def fetch(place: str, path: Path) -> None:
-    """Copies the file at an address, if there is one, to `path`, whose folder is made."""
+    """Copies the file at an address, if there is one, to `path`, whose folder is made; raises as `file_system`."""
     files, inner = file_system(place)
     path.parent.mkdir(parents=True, exist_ok=True)
     if files.exists(inner):
@@ -26,7 +36,7 @@ def fetch(place: str, path: Path) -> None:
 
 
 def send(path: Path, place: str) -> None:
-    """Copies a file to an address, whose folder is made."""
+    """Copies a file to an address, whose folder is made; raises as `file_system`, and OSError."""
     files, inner = file_system(place)
     files.makedirs(os.path.dirname(inner), exist_ok=True)
     files.put(str(path), inner)

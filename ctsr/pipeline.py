@@ -430,14 +430,8 @@ class CTSRPipeline(PlannedPipeline, UserLoraMixin, PromptMixin):
         prompts = self._prompts(prompt, prompt_embeds, len(pictures))
         step_end = step_end_of(callback_on_step_end, callback_on_step_end_tensor_inputs, self)
         tiling: Tiling = {"tile": tile or self.default_tile, "tile_overlap": tile_overlap, "callback": callback}
-        sweep = partial(
-            self.sweep,
-            timestep=timestep,
-            color_fix=color_fix,
-            decode=output_type != "latent",
-            step_end=step_end,
-            **tiling,
-        )
+        more = {"timestep": timestep, "color_fix": color_fix, "decode": output_type != "latent", "step_end": step_end}
+        sweep = partial(self.sweep, **more, **tiling)
         results: list[Tensor | Image.Image] = []
         choices: list[Choice] = []
         each = zip(pictures, sizes, dials, prompts, noise, profiles_of(image), strict=True)

@@ -90,10 +90,10 @@ def test_library_probes_no_device_at_import(path):
 
 ROOMS = {
     "errors": "",
+    "addresses": "errors",
     "families": "",
     "precision": "",
     "whole_file": "",
-    "addresses": "",
     "models": "families precision",
     "checkpoints": "errors families models precision whole_file",
     "tiling": "errors families models precision",

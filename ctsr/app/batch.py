@@ -11,13 +11,14 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -111,6 +112,10 @@ def rows_of(inputs: Sequence[str], output: str, into: Into | None = None, per_sh
     output = output.rstrip("/") if is_address(output) else str(Path(output).resolve())
     shards = [(path, name) for place in inputs for path, name in files_below(place, SUFFIXES)]
     if shards:
+        if any(True for place in inputs for _ in files_below(place, tuple(readable_suffixes()))):
+            raise ValueError(
+                f"Shards and pictures lie together in {', '.join(inputs)}: give them in runs of their own."
+            )
         suffix = {None: None, "pictures": ""}.get(into, f".{into}")
         names = [name if suffix is None else str(PurePosixPath(name).with_suffix(suffix)) for _, name in shards]
         return [Row(sources=[path], target=f"{output}/{name}") for (path, _), name in zip(shards, names, strict=True)]
@@ -130,8 +135,8 @@ def picture_rows(inputs: Sequence[str], output: str) -> list[Row]:
     found = [pair for place in inputs for pair in files_below(place, tuple(readable_suffixes()))]
     if not found:
         raise ValueError(f"No pictures in {', '.join(inputs)}: name a folder with pictures.")
-    named = [(path, PurePosixPath(name).with_suffix(".png")) for path, name in found]
-    return [Row(sources=[path], target=f"{output}/{name}") for path, name in named]
+    names = ResultNames()
+    return [Row(sources=[path], target=f"{output}/{names.of(name)}") for path, name in found]
 
 
 def files_below(place: str, suffixes: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -172,10 +177,11 @@ class Worker:
     def into_folder(self, source: str, target: str) -> Iterator[Line]:
         """The pictures of a shard, each as a file in a folder."""
         with tempfile.TemporaryDirectory(prefix="ctsr-") as name:
+            names = ResultNames()
             for number, item in enumerate(self.items([source], Path(name))):
                 started, own = time.monotonic(), Path(name, f"{number}{PurePosixPath(item.name).suffix}")
                 own.write_bytes(item.data)
-                place = f"{target}/{safe(item.name)}"
+                place = f"{target}/{names.of(item.name)}"
                 yield line_of(f"{source}::{item.name}", place, self.do(str(own), place), started)
                 own.unlink()
 
@@ -203,9 +209,9 @@ class Worker:
 
     def make_items(self, items: Sequence[Item], source: str, target: str, room: Path) -> tuple[list[Line], list[Item]]:
         """Lines of all pictures, and the results of those that could be made."""
-        lines, made = list[Line](), list[Item]()
+        lines, made, names = list[Line](), list[Item](), ResultNames()
         for number, item in enumerate(items):
-            started, result = time.monotonic(), safe(item.name)
+            started, result = time.monotonic(), names.of(item.name)
             job = Job(room / f"{number}{PurePosixPath(item.name).suffix}", room / f"{number}-made.png")
             job.source.write_bytes(item.data)
             outcome = attempt(job, lambda x: upscale(x, self.model, self.options), None, wait=True)
@@ -267,13 +273,23 @@ def line_of(source: str, target: str, outcome: Outcome, started: float) -> Line:
     )
 
 
-def safe(name: str) -> str:
-    """A picture's name in a shard as that of its result, which leads nowhere else."""
-    return (
-        PurePosixPath(*(part for part in PurePosixPath(name).parts if part not in ("..", "/")))
-        .with_suffix(".png")
-        .as_posix()
-    )
+class ResultNames:
+    """Names of the results of a shard's pictures: each once, and none that leads out of a folder."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+
+    def of(self, name: str) -> str:
+        """NAME.png for NAME.jpg, and NAME.jpg.png where that is taken, or one with a number.
+
+        Separators of either system count, so that no name of a foreign shard is a path elsewhere.
+        """
+        parts = [part for part in re.split(r"[/\\:]", name) if part not in ("", ".", "..")]
+        whole = PurePosixPath(*parts) if parts else PurePosixPath("unnamed")
+        more = (f"{whole}.{number}.png" for number in count(2))
+        found = next(x for x in chain((f"{whole.with_suffix('.png')}", f"{whole}.png"), more) if x not in self.taken)
+        self.taken.add(found)
+        return found
 
 
 def digest_of(items: Sequence[Item]) -> str:

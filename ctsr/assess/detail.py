@@ -54,7 +54,7 @@ def lost_detail(picture: Tensor, camera: Camera, noise: float, blocks: float) ->
     of the noise, and where something else took their place.
 
     Args:
-        picture: the input.
+        picture: the input, [1, 3, h, w] fp32 in [0, 1].
         camera: fitted to it and to its result.
         noise: the input's, see `noise_level`.
         blocks: the input's, see `blocks`: what JPEG left is no texture.
@@ -82,9 +82,9 @@ def halo(picture: Tensor, result: Tensor, noise: float, where: Tensor) -> float:
     an edge is what stays when all that is narrower than the window is taken away (morphological opening and closing).
 
     Args:
-        picture: the input.
-        result: [1, 3, H, W].
-        noise: the input's.
+        picture: the input, [1, 3, h, w] fp32 in [0, 1].
+        result: [1, 3, H, W] fp32 in [0, 1].
+        noise: the input's, a standard deviation in [0, 1].
         where: [1, 1, h, w] bool, places that count.
     """
     grey, small = luma(picture), luma(resize(result, *picture.shape[-2:]))
@@ -113,7 +113,10 @@ def sharpening(result: Tensor, faithful: Tensor, scale: float) -> float:
 
 
 def clipped(picture: Tensor, result: Tensor) -> float:
-    """Part of the result that is black or white in a channel where its input is not, nor near it."""
+    """Part of the result that is black or white in a channel where its input is not, nor near it.
+
+    `picture` is [1, 3, h, w] and `result` [1, 3, H, W], fp32 in [0, 1]; the part is in [0, 1].
+    """
     high, low = highest(picture, CLIP_RADIUS), lowest(picture, CLIP_RADIUS)
     size = result.shape[-2:]
     blown = (result >= 1) & (F.interpolate(high, size=size) < 1 - CLIP_MARGIN)

@@ -66,8 +66,13 @@ def over_channels(x: Tensor, *weights: Tensor) -> Sequence[Tensor]:
     return (x.permute(0, 2, 3, 1) @ torch.stack(weights, dim=1)).unbind(-1)
 
 
-def lpips_level(of: Products, head: Tensor, floor: float = 1e-20) -> Tensor:
-    """One level of LPIPS: squared difference of features of unit length, weighed by `head` [1, C, 1, 1]; the mean.
+def lpips_level(of: Products, head: Tensor) -> Tensor:
+    """The mean over all places of one level of LPIPS, see `lpips_map`: a scalar."""
+    return lpips_map(of, head).mean()
+
+
+def lpips_map(of: Products, head: Tensor, floor: float = 1e-20) -> Tensor:
+    """One level of LPIPS: squared difference of features of unit length, weighed by `head` [1, C, 1, 1], [B, h, w].
 
     Written out, w (a / |a| - b / |b|)^2 needs sums of products over the channels alone, which are matrix products.
     """
@@ -77,7 +82,7 @@ def lpips_level(of: Products, head: Tensor, floor: float = 1e-20) -> Tensor:
     length_b, weighed_b = over_channels(of.bb, ones, weights)
     (weighed_ab,) = over_channels(of.ab, weights)
     length_a, length_b = length_a + floor, length_b + floor
-    return (weighed_a / length_a + weighed_b / length_b - 2 * weighed_ab * (length_a * length_b).rsqrt()).mean()
+    return weighed_a / length_a + weighed_b / length_b - 2 * weighed_ab * (length_a * length_b).rsqrt()
 
 
 def dists_distance(levels: Sequence[Products], shares: Tensor, floor: float = 1e-6) -> Tensor:

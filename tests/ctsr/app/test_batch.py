@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from ctsr.app import batch
 from ctsr.app.arguments import Into
-from ctsr.app.batch import Cluster, Line, Row, Task, Worker, line_of, rows_of, run_batch, write_manifest
+from ctsr.app.batch import Cluster, Line, ResultNames, Row, Task, Worker, line_of, rows_of, run_batch, write_manifest
 from ctsr.app.cli import app
 from ctsr.app.jobs import Job
 from ctsr.app.lazy_pipeline import LazyPipeline
@@ -85,6 +85,13 @@ def test_addresses_are_read_and_written_through_files_of_the_node(folder: Path, 
         assert sum(line["state"] == state for row in jobs for line in worker(row)) == 9
     assert Image.open(memory.open("/bucket/out/0/3.png")).size == (32, 32)
     assert not memory.exists("/bucket/out/broken.png")
+
+
+def test_an_address_whose_package_is_missing_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    said = CliRunner().invoke(app, ["batch", "s3://bucket/in", "-o", str(tmp_path / "out")])
+    assert (said.exit_code, "without one more package (Install s3fs" in said.output) == (2, True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_manifest_appears_whole(tmp_path: Path) -> None:
@@ -163,6 +170,30 @@ def test_pictures_become_shards_and_shards_pictures(folder: Path, task: Task) ->
     assert states(worker, rows) == {"done": 1}
     assert Image.open(folder / "unpacked" / "few" / "a" / "up.png").size == (32, 32)
     assert states(worker, rows) == {"skipped": 1}
+
+
+def test_shards_and_pictures_together_are_refused(folder: Path) -> None:
+    write_shard(folder / "in" / "few.tar", [Item("a.png", b"")])
+    with pytest.raises(ValueError, match="Shards and pictures lie together"):
+        rows_of([str(folder / "in")], str(folder / "out"))
+
+
+def test_pictures_of_a_shard_that_differ_in_the_suffix_alone_are_both_there(folder: Path, task: Task) -> None:
+    data = (folder / "in" / "0" / "0.png").read_bytes()
+    write_shard(folder / "two.tar", [Item("x/a.png", data), Item("x/a.webp", data), Item("x/a.png", data)])
+    worker = Worker(task, Cluster(cpus=torch.get_num_threads()))
+    for into, target in ((None, "out"), ("pictures", "unpacked")):
+        (row,) = rows_of([str(folder / "two.tar")], str(folder / target), into)
+        assert [line["state"] for line in worker(row)] == ["done"] * 3
+    names = ["x/a.png", "x/a.png.png", "x/a.webp.png"]
+    assert sorted(item.name for item in read_shard(folder / "out" / "two.tar")) == names
+    unpacked = folder / "unpacked" / "two"
+    assert sorted(path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*.png")) == names
+
+
+@pytest.mark.parametrize("name", ["../../a.jpg", "/a.jpg", r"..\..\a.jpg", r"C:\a.jpg", "..", ""])
+def test_no_name_in_a_shard_leads_out_of_the_folder(name: str) -> None:
+    assert ResultNames().of(name) in ("a.png", "C/a.png", "unnamed.png")
 
 
 def test_rows_as_hugging_face_datasets_have_them_and_a_damaged_shard(folder: Path, task: Task) -> None:

@@ -49,6 +49,6 @@ def shapes_of(path: Path) -> Iterator[tuple[int, int]]:
 def parse_frames(text: str) -> list[tuple[int, int]]:
     """Sizes from "240x640x360"; raises ValueError."""
     match = re.fullmatch(r"\s*(\d{1,7})\s*[xX×]\s*(\d{1,9})\s*[xX×]\s*(\d{1,9})\s*", text)
-    if match is None or not int(match[1]):
+    if match is None or 0 in map(int, match.groups()):
         raise ValueError(f"--frames takes a count, a width and a height, such as 240x640x360, not {text!r}.")
     return [(int(match[3]), int(match[2]))] * int(match[1])

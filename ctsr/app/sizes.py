@@ -108,6 +108,6 @@ def parse_size(text: str) -> tuple[int | None, int | None]:
 def parse_box(text: str) -> tuple[int, int]:
     """Width and height from "1920x1080"; raises ValueError."""
     width, height = parse_size(text)
-    if width is None or height is None:
-        raise ValueError(f"Give both width and height here, such as 1920x1080, not {text!r}.")
+    if not width or not height:
+        raise ValueError(f"Give both width and height here, of 1 or more, such as 1920x1080, not {text!r}.")
     return width, height

@@ -154,16 +154,13 @@ function areOthers({ card, before }) {
   return titles.length > 0 && titles.join() !== before.join();
 }
 
-function areCardsLoaded(card) {
+// Titles and the widths of their pictures, once all are loaded: a card that was may be made anew and load again.
+function readCards(card) {
   const cards = [...document.querySelectorAll(card)];
   const missing = cards.find((card) => !card.querySelector("img")?.naturalWidth);
   missing?.scrollIntoView(); // pictures out of sight are loaded late
-  return cards.length > 0 && missing === undefined;
-}
-
-function readCards(card) {
-  const cards = [...document.querySelectorAll(card)];
-  return Object.fromEntries(cards.map((card) => [card.querySelector("h3").title, card.querySelector("img").naturalWidth]));
+  const read = (card) => [card.querySelector("h3").title, card.querySelector("img").naturalWidth];
+  return cards.length > 0 && missing === undefined && Object.fromEntries(cards.map(read));
 }
 
 // Text of the help page; "" while the frontend fetches it.
@@ -359,8 +356,7 @@ const commands = {
   // The template browser's cards of a pack: the width of each one's picture.
   async templates(pack) {
     await openTemplates(pack);
-    await page.waitForFunction(areCardsLoaded, TEMPLATE);
-    const widths = await page.evaluate(readCards, TEMPLATE);
+    const widths = await (await page.waitForFunction(readCards, TEMPLATE)).jsonValue();
     await commands.dismiss();
     return widths;
   },

@@ -60,6 +60,7 @@ def test_a_batch_that_memory_cannot_hold_gives_exit_code_1_at_once(folder):
         ([], "Nothing to plan"),
         (["--frames", "5x5"], "--frames takes a count"),
         (["--frames", "0x5x5"], "--frames takes a count"),
+        (["--frames", "1x0x9"], "--frames takes a count"),
         (["gone.png"], "gone.png does not exist"),
         (["in/bad.png"], "bad.png is not a picture"),
         (["in", "--scale", "100000"], "scale"),

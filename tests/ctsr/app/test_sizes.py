@@ -67,6 +67,8 @@ def test_sizes_as_they_are_written() -> None:
             parse_size(text)
     with pytest.raises(ValueError, match="both width and height"):
         parse_box("1920x")
+    with pytest.raises(ValueError, match="of 1 or more"):
+        parse_box("0x9")
 
 
 def test_changed_proportions_are_said(caplog: pytest.LogCaptureFixture) -> None:

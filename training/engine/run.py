@@ -17,7 +17,7 @@ class Run:
     steps: int
     batch: int = 8  # of one process
     accumulation: int = 1  # batches a step
-    precision: Literal["no", "bf16"] = "bf16"  # no fp16: the autoencoder of SD overflows in it
+    precision: Literal["auto", "no", "bf16"] = "auto"  # bf16 in hardware, else no; no fp16: SD's autoencoder overflows
     seed: int = 0
     ema: float = 0.998
     warm_up: int = 100

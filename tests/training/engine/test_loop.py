@@ -5,6 +5,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 
 from training.engine.checkpoint import State, trained_state
-from training.engine.loop import Report, fit, learning_rate
+from training.engine.loop import Report, autocast_precision, fit, learning_rate
 from training.engine.run import Run
 from training.engine.sources import ByNumber, Sample
 from training.engine.turn import Turn
@@ -112,6 +113,38 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(run: Run, tmp_path: Path, a
     assert before.second.losses + after.second.losses == whole.second.losses
     assert all(torch.equal(a, b) for a, b in zip(whole.weights, after.weights, strict=True))
     assert torch.equal(after.second.calls, whole.second.calls)
+
+
+@pytest.mark.parametrize(
+    ("asked", "hardware", "frozen", "expected"),
+    [
+        ("auto", True, torch.float32, "bf16"),
+        ("auto", False, torch.float32, "no"),
+        ("auto", False, torch.bfloat16, "bf16"),
+        ("bf16", False, torch.float32, "bf16"),
+        ("no", True, torch.float32, "no"),
+    ],
+)
+def test_bf16_is_computed_where_the_hardware_has_it(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: Literal["auto", "no", "bf16"],
+    hardware: bool,
+    frozen: torch.dtype,
+    expected: str,
+) -> None:
+    monkeypatch.setattr("ctsr.precision.cpu_has_bf16", lambda: hardware)
+    monkeypatch.setattr("training.engine.loop.own_device", lambda: torch.device("cpu"))
+    first = First()
+    first.base = nn.Linear(2, 2).to(frozen).requires_grad_(False)
+    assert autocast_precision(replace(run, precision=asked), [Turn("first", first, 1e-2)]) == expected
+
+
+def test_a_base_in_half_precision_needs_autocast(run: Run) -> None:
+    first = First()
+    first.base = nn.Linear(2, 2).to(torch.bfloat16).requires_grad_(False)
+    with pytest.raises(ValueError, match="precision bf16"):
+        autocast_precision(run, [Turn("first", first, 1e-2)])
 
 
 def test_after_the_run_sigterm_means_what_it_meant_before(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,9 +23,11 @@ from ..tiling.network import Network, Stage
 _flop_counter: Any = flop_counter  # its functions have half of their types
 CPU_ATTENTION: Any = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FIRST_SIDE, LAST_SIDE = 64, 512
-"""Pixels of the result a side: where measuring begins, and the most."""
-ENOUGH = 0.25
-"""Seconds that a measured run should take: larger sides are tried until it does."""
+"""Pixels of the result a side: the smallest and the largest run that is measured."""
+A_WEIGHT = 40
+"""Operations a weight from which on a run tells something: below, reading the weights takes most of its time."""
+ENOUGH = 0.125
+"""Seconds from which on a run can be told: larger sides are tried until one takes as long."""
 REPEATS = 3
 """The fastest of these counts."""
 
@@ -36,15 +38,17 @@ class Speed:
 
     Attributes:
         network: what was measured.
-        rate: floating-point operations a second.
+        start: seconds that a run of any size takes, reading the weights.
+        rate: floating-point operations a second beside that.
     """
 
     network: Network
+    start: float
     rate: float
 
     def seconds(self, height: int, width: int) -> float:
         """Of one run over height x width latents."""
-        return operations(self.network, height, width) / self.rate
+        return self.start + operations(self.network, height, width) / self.rate
 
 
 def operations(network: Network, height: int, width: int) -> float:
@@ -101,39 +105,47 @@ def make_input(network: Network, height: int, width: int) -> torch.Tensor:
     return torch.zeros(1, channels, *size, dtype=first.dtype, device=first.device)
 
 
-@torch.no_grad()
 def measure(network: Network, clock: Callable[[], float] = time.perf_counter) -> Speed:
-    """Runs a network on zeros, over larger sides until it takes long enough to tell."""
-    side, best, device = FIRST_SIDE, 0.0, next(network.module.parameters()).device
-    while True:
-        cells = side // network.factor
-        x, times = make_input(network, cells, cells), list[float]()
-        for _ in range(REPEATS):
-            start = clock()
-            network.call(x)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times.append(clock() - start)
-            if times[-1] > 4 * ENOUGH:
-                break
-        best = min(times)
-        if best > ENOUGH / 2 or side >= LAST_SIDE:
-            return Speed(network, operations(network, cells, cells) / max(best, 1e-6))
-        side *= 2
+    """Runs a network on zeros over two sides, one twice the other, large enough to tell."""
+    cells = FIRST_SIDE // network.factor
+    weights = sum(parameter.numel() for parameter in network.module.parameters())
+    while operations(network, cells, cells) < A_WEIGHT * weights and 2 * cells * network.factor < LAST_SIDE:
+        cells *= 2
+    smaller, larger = fastest(network, cells, clock), fastest(network, 2 * cells, clock)
+    while larger < ENOUGH and 2 * cells * network.factor < LAST_SIDE:
+        cells *= 2
+        smaller, larger = larger, fastest(network, 2 * cells, clock)
+    few, many = operations(network, cells, cells), operations(network, 2 * cells, 2 * cells)
+    start = larger - (larger - smaller) / (many - few) * many
+    start = min(max(start, 0.0), larger / 2)
+    return Speed(network, start, many / max(larger - start, 1e-6))
+
+
+@torch.no_grad()
+def fastest(network: Network, cells: int, clock: Callable[[], float]) -> float:
+    """Seconds of the fastest of a few runs over cells x cells latents; of one, where that takes long."""
+    x, times = make_input(network, cells, cells), list[float]()
+    for _ in range(REPEATS):
+        start = clock()
+        network.call(x)
+        if x.device.type == "cuda":
+            torch.cuda.synchronize(x.device)
+        times.append(clock() - start)
+        if times[-1] > 4 * ENOUGH:
+            break
+    return min(times)
 
 
 def speeds(each: list[Network]) -> dict[Stage, Speed]:
     """Of all networks: from the cache where it has this device, these shapes and this precision, else measured."""
-    path, known = cache_file(), dict[str, float]()
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        known = {str(key): float(rate) for key, rate in stored.items() if float(rate) > 0}
-    found, new = dict[Stage, Speed](), False
+    path = cache_file()
+    known, found, new = read(path), dict[Stage, Speed](), False
     for network in each:
         key = describe(network)
         if key not in known:
-            known[key], new = measure(network).rate, True
-        found[network.stage] = Speed(network, known[key])
+            speed = measure(network)
+            known[key], new = (speed.start, speed.rate), True
+        found[network.stage] = Speed(network, *known[key])
     if new:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,6 +153,16 @@ def speeds(each: list[Network]) -> dict[Stage, Speed]:
             partial.write_text(json.dumps(known, indent=1), encoding="utf-8")
             partial.replace(path)
     return found
+
+
+def read(path: Path) -> dict[str, tuple[float, float]]:
+    """Start and rate by a network's description; what another version or a crash left there is measured anew."""
+    known = dict[str, tuple[float, float]]()
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        for key, (start, rate) in json.loads(path.read_text(encoding="utf-8")).items():
+            if float(start) >= 0 and float(rate) > 0:
+                known[key] = float(start), float(rate)
+    return known
 
 
 def describe(network: Network) -> str:

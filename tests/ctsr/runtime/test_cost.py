@@ -84,7 +84,7 @@ def test_speeds_are_measured_once_and_kept(tiny_mini, cache, monkeypatch):
     assert tiny_mini.plan([(256, 256)] * 6).seconds == pytest.approx(2 * first.seconds)
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', "{"])
+@pytest.mark.parametrize("content", ["", "[]", '{"a": "b"}', '{"a": 3e9}', "{"])
 def test_a_damaged_cache_is_measured_anew(tiny_mini, cache, content):
     cache.write_text(content)
     assert tiny_mini.plan([(64, 64)]).seconds
@@ -105,13 +105,25 @@ def test_operations_are_counted_without_running(tiny_mini, tiny_sd):
     assert large > 4 * small, "attention grows faster than the area"
 
 
-def test_measured_rate_is_operations_by_time(tiny_mini):
-    ticks = iter(range(10**6))
-    network = tiny_mini.network("unet")
+def test_measured_speed_gives_the_time_it_was_measured_from(tiny_mini):
+    network, ticks = tiny_mini.network("unet"), iter(range(10**6))
     found = speed.measure(network, lambda: next(ticks))  # every run takes one second
-    cells = speed.FIRST_SIDE // network.factor
-    assert found.rate == speed.operations(network, cells, cells)
+    cells = 2 * speed.FIRST_SIDE // network.factor
     assert found.seconds(cells, cells) == pytest.approx(1)
+    assert found.start == pytest.approx(0.5), "at most half of a run is said to be its start"
+
+
+def test_reading_the_weights_is_told_from_computing(tiny_mini, monkeypatch):
+    network = tiny_mini.network("unet")
+    rate = 2 * speed.operations(network, 16, 16)
+
+    def fastest(network, cells, clock):
+        return 0.3 + speed.operations(network, cells, cells) / rate
+
+    monkeypatch.setattr(speed, "fastest", fastest)
+    found = speed.measure(network)
+    assert found.start == pytest.approx(0.3)
+    assert found.rate == pytest.approx(rate)
 
 
 @pytest.mark.parametrize(("sizes", "message"), [([], "sizes is empty"), ([(0, 5)], "0 pixels|keep each side")])

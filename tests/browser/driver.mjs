@@ -8,7 +8,8 @@ import { answer, openPage } from "./loop.mjs";
 
 const AGAIN = 5_000; // ms after which a click that nothing came of is made again
 const VIEW = { width: 1600, height: 900 };
-const FREE = [432, 513]; // where no node of the one-node example lies, nor a panel
+const BEYOND = 30; // pixels past the end of a slider, which in Nodes 2.0 lags behind the mouse by up to 12
+const ROOM = 300; // of the canvas, more than half of a node that is placed in its middle
 const ENDINGS = ["execution_success", "execution_error", "execution_interrupted"];
 const EVENTS = ["execution_cached", "executed", ...ENDINGS];
 const AT_ONCE = 2_000; // ms for what follows a key or click without the host
@@ -107,6 +108,15 @@ function locate({ type, widget }) {
   const { last_y, options } = node.widgets.find(({ name }) => name === widget);
   const [margin, y] = [15, last_y + LiteGraph.NODE_WIDGET_HEIGHT / 2];
   return { low: place(margin, y), high: place(node.size[0] - margin, y), min: options.min, max: options.max };
+}
+
+// Pans until nothing lies in the middle of the canvas; returns its middle in pixels of the window.
+function freeTheMiddle(room) {
+  const right = Math.max(...app.graph.nodes.map(({ pos, size }) => pos[0] + size[0]));
+  const { x, y, width, height } = app.canvas.canvas.getBoundingClientRect();
+  app.canvas.ds.offset[0] = width / 2 / app.canvas.ds.scale - right - room;
+  app.canvas.setDirty(true, true);
+  return [x + width / 2, y + height / 2];
 }
 
 function readWidgets(type) {
@@ -223,10 +233,11 @@ const commands = {
     return await page.evaluate(() => window.seen);
   },
 
-  // Drags a slider to the part of its way that the value asks for; returns the value that it took.
+  // Drags a slider to the part of its way that the value asks for, past its ends for them; returns the value it took.
   async slide(type, widget, value) {
     const { low, high, min, max } = await page.evaluate(locate, { type, widget });
-    const [x, y] = [low[0] + ((high[0] - low[0]) * (value - min)) / (max - min), low[1]];
+    const past = BEYOND * ((value === max) - (value === min));
+    const [x, y] = [low[0] + ((high[0] - low[0]) * (value - min)) / (max - min) + past, low[1]];
     await page.mouse.move((low[0] + high[0]) / 2, y);
     await page.mouse.down();
     await page.mouse.move(x, y, { steps: 5 });
@@ -288,8 +299,9 @@ const commands = {
     }
   },
 
-  // Places what the node library finds first under a name in the middle of the canvas.
+  // Places what the node library finds first under a name in the middle of the canvas, from which the others are moved.
   async place(name) {
+    const middle = await page.evaluate(freeTheMiddle, ROOM);
     await page.locator(LIBRARY_TAB).click();
     await page.locator(LIBRARY_SEARCH).first().fill(name);
     const before = await page.evaluate(() => app.graph.nodes.length);
@@ -297,7 +309,7 @@ const commands = {
     try {
       await page.waitForFunction((count) => app.graph.nodes.length > count, before, { timeout: AT_ONCE });
     } catch {
-      await page.mouse.click(...FREE); // on newer frontends it follows the mouse until a click
+      await page.mouse.click(...middle); // on newer frontends it follows the mouse until a click
       await page.waitForFunction((count) => app.graph.nodes.length > count, before);
     }
     await page.locator(LIBRARY_TAB).click();

@@ -48,7 +48,8 @@ class CTSRAutoT(io.ComfyNode):
                 io.String.Output(display_name="reasons", tooltip="Why, one line each."),
                 io.Mask.Output(
                     display_name="t map",
-                    tooltip="t at every place: the mask of a Tradeoff t with t 0, t_inside 1 and feather 0.",
+                    tooltip="t at every place, for the t map of Upscale & Restore; or the mask of a Tradeoff t "
+                    "with t 0, t_inside 1 and feather 0.",
                 ),
             ],
         )

@@ -6,7 +6,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from . import host
-from .checks import check_choice, check_number, split_image
+from .checks import check_choice, check_mask, check_number, split_image
 from .inputs import (
     COLOR_FIXES,
     MOST_STEADY,
@@ -26,6 +26,7 @@ from .room import check_batch
 from .steady import Steadier
 from .steps import decode, describe, encode, restore, tile_side
 from .target import Target
+from .tradeoff import masked
 
 STAGES = ["encode", "unet", "decode"]
 
@@ -62,6 +63,11 @@ class CTSRUpscale(io.ComfyNode):
                 even_input(),
                 steady_input(0.0),
                 hdr_input(),
+                io.Mask.Input(
+                    "t_map",
+                    optional=True,
+                    tooltip="t at every place, as Auto t gives it: 0 realistic, 1 faithful. With it, t is not used.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="image", tooltip="Exactly of the size asked for.")],
         )
@@ -84,18 +90,23 @@ class CTSRUpscale(io.ComfyNode):
         even_sides: str = "batches",
         steady: float = 0.0,
         hdr: str = "refuse",
+        t_map: Tensor | None = None,
     ) -> io.NodeOutput:
         rgb, alpha = split_image(image, hdr)
         model = model or host.built_in()
         goal = Target(target, model.scale(scale), width, height, side, megapixels, most_megapixels, even_sides)
         size = goal.size(rgb.shape[-2], rgb.shape[-1], len(rgb))
         check_batch(len(rgb), size)
+        if t_map is not None:
+            check_mask(t_map, len(rgb), size, (rgb.shape[-2], rgb.shape[-1]))
+            t_map = t_map.reshape(-1, *t_map.shape[-2:])
         upscaler = Upscaler(model, size, t, tile, color_fix, steady)
         images = host.Batch(len(rgb))
         with working(len(rgb), STAGES) as work:
             for i in range(len(rgb)):
                 its_alpha = None if alpha is None else alpha[i : i + 1]
-                images.add(upscaler(rgb[i : i + 1], its_alpha, work, i))
+                its_map = None if t_map is None else t_map[i % len(t_map)]
+                images.add(upscaler(rgb[i : i + 1], its_alpha, work, i, its_map))
             work.result = describe(images.result())
         return io.NodeOutput(images.result())
 
@@ -124,11 +135,17 @@ class Upscaler:
         self.tile = tile_side(tile)
         self.steadier = Steadier(steady, size, model.pipeline.vae_scale_factor)
 
-    def __call__(self, rgb: Tensor, alpha: Tensor | None, work: Work, number: int) -> Tensor:
-        """IMAGE [1, H, W, 3 or 4] of one picture [1, 3, h, w] in [0, 1], number `number` of the work."""
+    def __call__(
+        self, rgb: Tensor, alpha: Tensor | None, work: Work, number: int, t_map: Tensor | None = None
+    ) -> Tensor:
+        """IMAGE [1, H, W, 3 or 4] of one picture [1, 3, h, w] in [0, 1], number `number` of the work.
+
+        `t_map` is t at every place, [h, w] in [0, 1], instead of one t for all of it.
+        """
         samples, origin = encode(self.model, rgb, alpha, self.size, None, 0, self.tile, work, number)
         ends = restore(self.model, samples, origin, self.tile, work, number)
-        z, seen = self.steadier(ends.row(0).latent_at(self.t), rgb.float())
+        dial = self.t if t_map is None else masked(ends, t_map, 0.0, 1.0, 0)
+        z, seen = self.steadier(ends.row(0).latent_at(dial), rgb.float())
         del samples, ends  # a gigabyte at 8K
         origin = origin.seeing(seen)
         return decode(self.model, z, origin, self.tile, self.color_fix, work, number)

@@ -33,6 +33,32 @@ def test_t_by_place_goes_over_a_mask_and_gives_what_the_library_does(server):
     assert np.abs(made - ours).max() <= 2
 
 
+def one_node(**inputs):
+    prompt = five(checkpoint=MINI)
+    wanted = {"picture": prompt["picture"], "save": prompt["save"]}
+    wanted["auto"] = node("CTSRAutoT", image=["picture", 0])
+    wanted["up"] = node("CTSRUpscale", image=["picture", 0], t=0.5, scale=4.0, color_fix="none", **inputs)
+    wanted["save"]["inputs"]["images"] = ["up", 0]
+    return wanted
+
+
+def test_the_node_for_everything_takes_t_by_place(server):
+    mapped = np.asarray(Image.open(picture_of(server, succeed(server, one_node(t_map=["auto", 2])))), np.int16)
+    plain = np.asarray(Image.open(picture_of(server, succeed(server, one_node()))), np.int16)
+    prompt = five(checkpoint=MINI, color_fix="none")
+    prompt["auto"] = node("CTSRAutoT", image=["picture", 0])
+    prompt["dial"]["inputs"] |= {"t": 0.0, "t_inside": 1.0, "feather": 0, "mask": ["auto", 2]}
+    stepwise = np.asarray(Image.open(picture_of(server, succeed(server, prompt))), np.int16)
+    assert np.abs(mapped - stepwise).max() <= 1
+    assert np.abs(mapped - plain).max() > 1, "t = 0.5 is not used"
+
+
+def test_a_map_of_another_picture_is_one_sentence(server):
+    prompt = one_node(t_map=["mask", 0])
+    prompt["mask"] = node("SolidMask", value=1.0, width=64, height=16)
+    assert "mask is 64x16, which has not the proportions" in refusal(server, prompt)
+
+
 def test_endpoints_of_other_pictures_or_without_a_vae_are_one_sentence(server):
     prompt = five()
     prompt["auto"] = node("CTSRAutoT", image=["picture", 0], endpoints=["unet", 0])

@@ -22,8 +22,10 @@ NO_EDGES = 1.5
 """Blur in pixels that stands for a picture without edges."""
 PLAIN_SQUARES = 1.0
 """log(1 + step) of JPEG squares as plain as counts: 1.7 of 255."""
-MATTERS = 0.03
-"""Change of the mean t from which a feature is a reason."""
+MATTERS, UNUSUAL = 0.03, 0.5
+"""Change of the mean t, and deviations from what is usual, from which a feature is a reason."""
+REASONS = 3
+"""So many are told, beside contrast."""
 COARSE, FINE, AROUND = 3.0, 1.0, 2
 """Pixels: contrast is what Gaussians of the first two take away, over windows that reach as far as the third."""
 LEAST_CONTRAST = 0.5
@@ -126,7 +128,7 @@ def mean_t(t_map: Tensor) -> float:
 
 def summary(t_map: Tensor) -> str:
     """The last line of the reasons."""
-    return f"so t = {mean_t(t_map):g} on average"
+    return f"t = {mean_t(t_map):g} on average, where 0 invents detail and 1 keeps to the picture"
 
 
 def by_contrast(local: Tensor, known: Sequence[float]) -> str:
@@ -141,17 +143,28 @@ def by_contrast(local: Tensor, known: Sequence[float]) -> str:
 
 
 def reasons(found: Traits, local: Tensor, known: Sequence[float]) -> list[str]:
-    """What else moved t and where to, strongest first, each against a picture that is like most in this one thing."""
-    usual = tuned.MEAN
-    soft = "no clear edges" if found.blur is None else f"edges {found.blur.lens:.1f} px wide at the sharpest"
-    texts = (
-        f"noise σ {255 * found.noise:.1f} of 255 (usual: {math.expm1(usual[0]):.1f})",
-        f"{soft} (usual: {usual[1]:.1f} px)",
-        f"JPEG squares of {255 * found.blocks:.1f} of 255 (usual: {math.expm1(usual[2]):.1f})",
-        f"{found.texture:.0%} of the picture has texture (usual: {usual[3]:.0%})",
-        f"brightness {found.brightness:.0%} (usual: {usual[4]:.0%})",
-    )
-    here = float(t_of(local, known).mean())
-    moved = [here - float(t_of(local, (*known[:i], usual[i], *known[i + 1 :])).mean()) for i in range(len(texts))]
-    strong = sorted((-abs(by), text, by) for text, by in zip(texts, moved, strict=True) if abs(by) >= MATTERS)
-    return [f"{text}: t {abs(by):.2f} {'higher' if by > 0 else 'lower'}" for _, text, by in strong]
+    """What else moved t most, strongest first, each against a picture that is like most in this one thing."""
+    usual, here, strong = tuned.MEAN, float(t_of(local, known).mean()), list[tuple[float, str]]()
+    for i, x in enumerate(found.features):
+        off = (x - usual[i]) / tuned.DEVIATION[i]
+        by = here - float(t_of(local, (*known[:i], usual[i], *known[i + 1 :])).mean())
+        if abs(off) >= UNUSUAL and abs(by) >= MATTERS and (text := in_words(found, tuned.FEATURES[i], off > 0)):
+            strong.append((abs(by), f"{text}: t {abs(by):.2f} {'higher' if by > 0 else 'lower'}"))
+    return [text for _, text in sorted(strong, key=lambda one: -one[0])[:REASONS]]
+
+
+def in_words(found: Traits, feature: str, more: bool) -> str:
+    """How a picture differs from most in one feature; "" for less of what is a fault of few pictures."""
+    usual = dict[str, float](zip(tuned.FEATURES, tuned.MEAN, strict=True))
+    than, comparative = "than usual", "more" if more else "less"
+    if feature == "noise":
+        return f"{comparative} grain {than} (σ {255 * found.noise:.1f} of 255, not {math.expm1(usual[feature]):.1f})"
+    if feature == "blur":
+        soft = "no clear edges" if found.blur is None else f"softer edges {than} ({found.blur.lens:.1f} px)"
+        return soft if more else "crisp edges"
+    if feature == "blocks":
+        return f"squares of JPEG ({255 * found.blocks:.1f} of 255)" if more else ""
+    if feature == "texture":
+        return f"{comparative} clear detail {than} ({found.texture:.0%} of the picture, not {usual[feature]:.0%})"
+    shade = "brighter" if more else "darker"
+    return f"{shade} {than} ({found.brightness:.0%}, not {usual[feature]:.0%})"

@@ -78,7 +78,8 @@ def check_places(
         return choice
     half = factor * raised[0][0][2] // 2
     texts = [
-        f"around x {factor * left + half}, y {factor * top + half}: t = {t:.2f}, less would leave the input"
+        f"around x {factor * left + half}, y {factor * top + half} of the result: t = {t:.2f}, "
+        "a lower one departs from the input"
         for (top, left, _), t in raised
     ]
     more = [f"and at {len(texts) - NAMED} more places"] if len(texts) > NAMED else []

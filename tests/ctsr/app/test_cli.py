@@ -602,7 +602,7 @@ def test_automatic_t_is_told_with_its_reasons(upscale, tmp_path):
     target = tmp_path / "auto.png"
     result = upscale(picture(tmp_path / "in.png"), "-o", target, "--t", "auto")
     assert result.exit_code == 0, result.output
-    assert "so t = " in result.output
+    assert "on average" in result.output
     assert size_of(target) == (48, 36)
 
 
@@ -613,7 +613,7 @@ def test_automatic_t_of_each_picture_of_a_folder_is_told_too(upscale, tmp_path):
     result = upscale(tmp_path / "in", "-o", tmp_path / "out", "--t", "auto")
     assert result.exit_code == 0, result.output
     assert all(f"{tmp_path / 'out' / name}: " in result.output for name in ("a.png", "b.png"))
-    assert result.output.count("so t = ") == 2
+    assert result.output.count("on average") == 2
 
 
 def test_a_t_that_is_no_number_is_one_sentence(upscale, tmp_path, no_model):

@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from ctsr.assess import auto_t, tuned
-from ctsr.assess.auto_t import Choice, choose_t, traits
+from ctsr.assess.auto_t import Choice, choose_t, in_words, traits
 from ctsr.assess.places import MARGIN, check_places, least_t, where_to_look
 from ctsr.images.tensors import pad, resize
 from tests.ctsr.assess.conftest import camera
+
+ENDS = ", where 0 invents detail and 1 keeps to the picture"
 
 
 def follow(monkeypatch, *, out: float, bias: float = 0.0, **weights: float):
@@ -35,18 +37,19 @@ def test_noise_moves_t_the_way_it_is_tuned_and_is_named(scene, monkeypatch):
     clean, noisy = choose_t(camera(scene, 0.5 / 255)), choose_t(camera(scene, 10 / 255))
     assert noisy.t < clean.t
     assert any(
-        re.fullmatch(r"noise σ \d+\.\d of 255 \(usual: \d\.\d\): t 0\.\d\d lower", line) for line in noisy.reasons
+        re.fullmatch(r"more grain than usual \(σ \d+\.\d of 255, not 1\.8\): t 0\.\d\d lower", line)
+        for line in noisy.reasons
     )
-    assert noisy.reasons[-1] == f"so t = {noisy.t:g} on average"
+    assert noisy.reasons[-1].startswith(f"t = {noisy.t:g} on average")
 
 
 def test_a_reason_is_the_change_of_t_that_its_feature_makes(scene, monkeypatch):
     follow(monkeypatch, out=1.5, noise=0.8, brightness=-0.5, contrast=0.6)
     picture = camera(scene, 8 / 255)
-    here, (reason,) = choose_t(picture), [line for line in choose_t(picture).reasons if line.startswith("noise")]
+    here, (reason,) = choose_t(picture), [line for line in choose_t(picture).reasons if "grain" in line]
     monkeypatch.setattr(tuned, "HIDDEN", ((0.0, *tuned.HIDDEN[0][1:]),))
     usual = choose_t(picture).t
-    assert float(re.findall(r"t (\d\.\d+)", reason)[0]) == pytest.approx(here.t - usual, abs=0.02)
+    assert float(re.findall(r": t (\d\.\d+)", reason)[0]) == pytest.approx(here.t - usual, abs=0.02)
 
 
 def test_places_of_contrast_get_another_t_than_smooth_ones_and_a_line_says_so(scene, monkeypatch):
@@ -63,7 +66,28 @@ def test_places_of_contrast_get_another_t_than_smooth_ones_and_a_line_says_so(sc
 
 def test_a_picture_that_is_like_others_names_nothing_else(photo, monkeypatch):
     follow(monkeypatch, out=0.0)
-    assert choose_t(photo).reasons == ("its contrast is even: about the same t everywhere", "so t = 0.5 on average")
+    assert choose_t(photo).reasons == ("its contrast is even: about the same t everywhere", "t = 0.5 on average" + ENDS)
+
+
+def test_only_what_is_unusual_is_a_reason_and_the_strongest_come_first(scene, monkeypatch):
+    follow(monkeypatch, out=2.0, noise=0.5, blur=0.7, texture=1.2, brightness=1.0)
+    monkeypatch.setattr(auto_t, "blur", lambda picture, noise: None)
+    told = [line for line in choose_t(camera(scene, 8 / 255)).reasons if line.endswith(("higher", "lower"))]
+    changes = [float(line.split()[-2]) for line in told]
+    assert 1 <= len(told) <= auto_t.REASONS
+    assert changes == sorted(changes, reverse=True)
+    assert "no clear edges" in " ".join(told)
+    as_usual = traits(scene)
+    monkeypatch.setattr(tuned, "MEAN", (*as_usual.features, *tuned.MEAN[5:]))
+    assert not [line for line in choose_t(scene).reasons if line.endswith(("higher", "lower"))]
+
+
+def test_every_difference_has_words_and_no_squares_are_no_reason():
+    found = traits(torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+    said = [in_words(found, feature, more) for feature in tuned.FEATURES[:5] for more in (True, False)]
+    assert said.count("") == 1
+    assert len(set(said)) == len(said)
+    assert in_words(found, "blocks", False) == ""
 
 
 def test_contrast_in_strips_is_that_of_the_whole(scene, monkeypatch):
@@ -111,7 +135,7 @@ def test_t_is_raised_where_the_realistic_end_departs_and_nowhere_else(scene, pho
         return faithful.flip(-1), faithful  # the realistic end shows something else
 
     size = (512, 512)
-    choice = check_places(photo, Choice(0.2, ("noisy", "so t = 0.2 on average")), 2 / 255, delta, factor, size, decode)
+    choice = check_places(photo, Choice(0.2, ("noisy", "t = 0.2 on average")), 2 / 255, delta, factor, size, decode)
     assert choice.t_map is not None
     assert choice.t_map.shape == (64, 64)
     assert float(choice.t_map[30, 18]) > 0.9
@@ -119,7 +143,7 @@ def test_t_is_raised_where_the_realistic_end_departs_and_nowhere_else(scene, pho
     assert choice.reasons[0] == "noisy"
     assert "around x 144, y 240" in choice.reasons[1]
     assert choice.t == pytest.approx(float(choice.t_map.mean()), abs=0.005)
-    assert choice.reasons[-1] == f"so t = {choice.t:g} on average"
+    assert choice.reasons[-1] == f"t = {choice.t:g} on average{ENDS}"
 
     same = check_places(photo, Choice(0.2, ()), 2 / 255, delta, factor, size, lambda place: decode(place)[1:] * 2)
     assert same.t_map is None
@@ -154,7 +178,7 @@ def test_the_pipeline_chooses_tells_why_and_is_deterministic(tiny_mini, photo, c
     assert torch.equal(first.images, second.images)
     assert first.choices is not None
     (choice,) = first.choices
-    assert any("so t = " in reason for reason in choice.reasons)
+    assert any("on average" in reason for reason in choice.reasons)
     assert choice.reasons[0] in caplog.text
     assert torch.equal(first.images, tiny_mini(photo, t_map=choice.t_map, output_type="pt").images)
     assert tiny_mini(photo, t=0.5).choices is None

@@ -7,6 +7,11 @@ import { api } from "../../scripts/api.js";
 
 const BRUSH = 256; // pixels of what is painted
 const NONE = "linear-gradient(#0000, #0000)";
+const WORDS = {
+  en: { input: "input", clear: "clear", before: "run once", exact: "exact", preview: "preview" },
+  zh: { input: "输入", clear: "清除", before: "先运行一次", exact: "精确", preview: "预览" },
+  ja: { input: "入力", clear: "消去", before: "まず一度実行", exact: "確定", preview: "プレビュー" },
+};
 const STYLE = `
 .ctsr-dial { display: flex; flex-direction: column; width: 100%; height: 100%; font: 12px sans-serif; color: #ccc; }
 .ctsr-dial .plane { position: relative; flex: 1; min-height: 0; background: #111; overflow: hidden; }
@@ -28,6 +33,7 @@ function address({ filename, subfolder, type }) {
 
 class Dial {
   constructor(node) {
+    this.words = WORDS[app.extensionManager?.setting?.get("Comfy.Locale")] ?? WORDS.en;
     this.widgets = Object.fromEntries(node.widgets.map((widget) => [widget.name, widget]));
     this.exact = {}; // t and painting of the decode that is shown
     this.root = make("div", { className: "ctsr-dial" });
@@ -40,10 +46,10 @@ class Dial {
     this.canvas.onpointerdown = this.canvas.onpointermove = (event) => this.paint(event);
     this.canvas.onpointerup = () => { this.widgets.painted.value = this.canvas.toDataURL(); this.draw(); };
     const bar = make("div", { className: "bar" }, this.root);
-    make("span", { textContent: "input" }, bar);
+    make("span", { textContent: this.words.input }, bar);
     this.slider = make("input", { type: "range", min: 0, max: 100, value: 0, oninput: () => this.draw() }, bar);
-    make("button", { textContent: "clear", onclick: () => this.clear() }, bar);
-    this.word = make("span", { textContent: "run once" }, bar);
+    make("button", { textContent: this.words.clear, onclick: () => this.clear() }, bar);
+    this.word = make("span", { textContent: this.words.before }, bar);
     const dragged = this.widgets.t.callback;
     this.widgets.t.callback = (...values) => { dragged?.apply(this.widgets.t, values); this.draw(); };
   }
@@ -72,7 +78,7 @@ class Dial {
     Object.assign(this.layers.painted.style, { maskSize: "contain", maskRepeat: "no-repeat", maskPosition: "center" });
     this.layers.exact.style.opacity = isExact ? 1 : 0;
     this.layers.input.style.clipPath = `inset(0 ${100 - this.slider.value}% 0 0)`;
-    if (!this.layers.faithful.hidden) this.word.textContent = isExact ? "exact" : "preview";
+    if (!this.layers.faithful.hidden) this.word.textContent = this.words[isExact ? "exact" : "preview"];
   }
 
   paint(event) {

@@ -125,6 +125,18 @@ def test_an_example_has_a_picture_and_a_note(path: Path):
     assert [node["type"] for node in load(path)["nodes"]].count("MarkdownNote") == 1
 
 
+@EACH_EXAMPLE
+@pytest.mark.parametrize(("language", "mark"), [("zh", "**中文**"), ("ja", "**日本語**")])
+def test_a_note_names_inputs_and_outputs_as_the_canvas_does(path: Path, language: str, mark: str):
+    names = load(ROOT / "locales" / language / "nodeDefs.json")
+    (note,) = [node for node in load(path)["nodes"] if node["type"] == "MarkdownNote"]
+    (line,) = [line for line in note["widgets_values"][0].splitlines() if line.startswith(mark)]
+    for node in our_nodes(path):
+        shown = names[node["type"]]["inputs"]
+        foreign = [slot["name"] for slot in node["inputs"] if shown[slot["name"]]["name"] != slot["name"]]
+        assert [name for name in foreign if re.search(rf"\b{name}\b", line, re.ASCII)] == []
+
+
 @EACH_SHARED
 def test_every_node_tells_the_pack_that_brings_it(path: Path):
     """So that a host which lacks it offers to install it."""

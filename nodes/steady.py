@@ -5,7 +5,6 @@ A latent is averaged with those of the frames before it, where the small frames 
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 CHANGE = 0.05
@@ -45,8 +44,7 @@ class Steadier:
 
 def stillness(one: Tensor, other: Tensor) -> Tensor:
     """1 where two pictures [1, 3, h, w] in [0, 1] show the same, 0 where something moved, [1, 1, h, w]."""
-    from ..ctsr.assess.windows import local_mean
+    from ..ctsr.assess.windows import highest, local_mean
 
     change = local_mean(one - other, 2).abs().amax(dim=1, keepdim=True)
-    change = F.max_pool2d(change, 5, stride=1, padding=2)  # the surroundings of what moves do not stay behind
-    return (1 - change / CHANGE).clamp_(0, 1)
+    return (1 - highest(change, 2) / CHANGE).clamp_(0, 1)  # the surroundings of what moves do not stay behind

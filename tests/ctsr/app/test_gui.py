@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from ctsr.app import gui
-from ctsr.app.gui import Studio, view_of
+from ctsr.app.gui import Answers, Studio, view_of
 from ctsr.app.lazy_pipeline import LazyPipeline
 from ctsr.assess.auto_t import Choice
 from ctsr.errors import CTSRError, ImageReadError
@@ -79,6 +79,15 @@ def test_automatic_t_and_report_are_text(studio, photo):
     assert 0 <= choice.t <= 1
     assert choice.reasons
     assert "departs from the input by" in studio.report(restored, restored.faithful)
+
+
+def test_the_report_is_of_the_picture_on_the_page_not_of_the_sliders_t(studio, photo, monkeypatch):
+    restored, answers = studio.restore(photo, 4), Answers(studio, None)
+    monkeypatch.setattr(studio, "report", lambda restored, result: result)
+    assert torch.equal(answers.assess(restored, "auto", ""), studio.automatic(restored)[1])
+    assert torch.equal(answers.assess(restored, 0.3, ""), studio.result(restored, 0.3, ""))
+    painted = brush((0, 0, 128, 192))
+    assert torch.equal(answers.assess(restored, 0.3, painted), studio.result(restored, 0.3, painted))
 
 
 @pytest.mark.parametrize("raised", [False, True])

@@ -224,9 +224,26 @@ class Browser(Driver):
         """Loads a template of a pack, named by its folder, from the template browser."""
         return Graph(**self.call("choose", pack, title))
 
-    def clicks(self) -> int:
-        """Clicks of the mouse since the page was opened."""
-        return self.call("clicks")
+    def begin(self) -> None:
+        """Shows the workflow that the host begins with."""
+        self.call("begin")
+
+    def paste(self, picture: bytes) -> None:
+        """Empties the canvas by a click and keys, and pastes a PNG, which becomes a node."""
+        self.call("paste", base64.b64encode(picture).decode())
+
+    def follow(self, node: str, text: str, name: str) -> int:
+        """Drags a wire from a node's first output to the empty canvas, types a text, and takes a name from the list.
+
+        Returns:
+            Presses that it took beyond the wire: one to place the node on newer frontends, where it follows the mouse,
+            and one for each wire that a busy page missed.
+        """
+        return self.call("follow", node, text, name)
+
+    def presses(self) -> int:
+        """How often a button of the mouse was pressed since the page was opened."""
+        return self.call("presses")
 
     def complaints(self) -> list[str]:
         """Console errors and uncaught exceptions since the last time."""

@@ -10,6 +10,9 @@ const AGAIN = 5_000; // ms after which a click that nothing came of is made agai
 const VIEW = { width: 1600, height: 900 };
 const BEYOND = 30; // pixels past the end of a slider, which in Nodes 2.0 lags behind the mouse by up to 12
 const ROOM = 300; // of the canvas, more than half of a node that is placed in its middle
+const PASTED = [400, 300]; // where a pasted picture lies, so that panels at the sides leave room for two nodes more
+const LISTED = 1_000; // ms in which the search box's list follows what is typed
+const WIRE = 100; // pixels of the window between a node's output and the next node
 const ENDINGS = ["execution_success", "execution_error", "execution_interrupted"];
 const EVENTS = ["execution_cached", "executed", ...ENDINGS];
 const AT_ONCE = 2_000; // ms for what follows a key or click without the host
@@ -17,6 +20,7 @@ const AT_ONCE = 2_000; // ms for what follows a key or click without the host
 const DIALOG = ".p-dialog:visible, [role=dialog]:visible, [data-testid=error-overlay]:visible";
 const CLOSE = ".p-dialog-close-button, [data-testid=error-overlay-dismiss], button:has(.pi-times), [aria-label^=Close]";
 const SEARCH_BOX = "input[id*='node-search-box-input'], input[placeholder^='Add a node']";
+const OPTION = ".p-autocomplete-option, [data-testid=result-item]";
 const LIBRARY_TAB = ".node-library-tab-button, button[aria-label^='Node Library']";
 const LIBRARY_SEARCH = ".node-lib-search-box input, input[role=combobox][placeholder^=Search]";
 const LIBRARY_ENTRY = ".tree-leaf, [role=treeitem]";
@@ -34,8 +38,8 @@ function prepare(names) {
   window.findNode = (name) => app.graph.nodes.find((node) => node.type === name || node.title === name);
   // What a node shows: several pictures are only in the page in Nodes 2.0.
   window.imagesOf = (node) => node.imgs ?? [...document.querySelectorAll(`[data-node-id="${node.id}"] img[src*=view]`)];
-  window.clicks = 0;
-  addEventListener("click", ({ isTrusted }) => (window.clicks += isTrusted), true);
+  window.presses = 0;
+  addEventListener("pointerdown", ({ isTrusted }) => (window.presses += isTrusted), true);
   window.moves = []; // ms from each move of a drag to the end of the frame after it
   const time = (event) => {
     const { port1, port2 } = new MessageChannel();
@@ -191,6 +195,45 @@ function connectNodes(links) {
   }
 }
 
+function copyPicture(picture) {
+  const bytes = Uint8Array.from(atob(picture), (letter) => letter.charCodeAt(0));
+  return navigator.clipboard.write([new ClipboardItem({ "image/png": new Blob([bytes], { type: "image/png" }) })]);
+}
+
+// Pixels of the window where only the canvas is.
+function findFreePlace() {
+  const { canvas, ds } = app.canvas;
+  const { left, right, top, bottom } = canvas.getBoundingClientRect();
+  for (let y = bottom - 20; y > top; y -= 20) {
+    for (let x = left + 20; x < right; x += 20) {
+      const [graphX, graphY] = [(x - left) / ds.scale - ds.offset[0], (y - top) / ds.scale - ds.offset[1]];
+      const isFree = !app.graph.getNodeOnPos(graphX, graphY) && !app.graph.getGroupOnPos(graphX, graphY);
+      if (isFree && document.elementFromPoint(x, y) === canvas) return [x, y];
+    }
+  }
+}
+
+function locateOutput(title) {
+  const [x, y] = window.findNode(title).getConnectionPos(false, 0);
+  const { canvas, ds } = app.canvas;
+  const { left, top } = canvas.getBoundingClientRect();
+  return [left + (x + ds.offset[0]) * ds.scale, top + (y + ds.offset[1]) * ds.scale];
+}
+
+// Place of a name in the search box's list, from 1; 0 while it is not there.
+function findOption({ option, name }) {
+  const lines = [...document.querySelectorAll(option)].map((found) => found.innerText.split("\n"));
+  return 1 + lines.findIndex((texts) => texts.some((text) => text.trim() === name));
+}
+
+function isFollowing() {
+  return (app.canvas.state.ghostNodeId ?? null) !== null;
+}
+
+function isSearchGone(box) {
+  return document.querySelector(box) === null && document.querySelector("[role=dialog]") === null;
+}
+
 // --- commands ----------------------------------------------------------------------------------------------------------
 
 // Shows a pack's cards in the template browser.
@@ -204,6 +247,37 @@ async function openTemplates(pack) {
   } catch (error) {
     if (error.name !== "TimeoutError") throw error; // a host that has none of its own shows the same ones
   }
+}
+
+// Drags a wire from a node's first output; returns where it is let go.
+async function pullWire(title) {
+  await page.waitForTimeout(300); // the canvas is drawn with the next frames
+  const [x, y] = await page.evaluate(locateOutput, title);
+  await page.mouse.move(x, y);
+  await page.mouse.down();
+  await page.mouse.move(x + WIRE, y, { steps: 8 });
+  await page.mouse.up();
+  return [x + WIRE, y];
+}
+
+// Takes what the open search box lists under a name for a text.
+async function take(text, name) {
+  await page.locator(SEARCH_BOX).last().fill(text, { timeout: AGAIN });
+  await page.waitForTimeout(LISTED);
+  const found = await page.waitForFunction(findOption, { option: OPTION, name }, { timeout: AGAIN });
+  const index = await found.jsonValue();
+  for (let step = 1; step < index; step += 1) await page.keyboard.press("ArrowDown");
+  await page.keyboard.press("Enter");
+  await page.waitForFunction((name) => window.findNode(name), name, { timeout: AGAIN });
+}
+
+// Clicks where a new node shall lie if it follows the mouse; returns how many clicks that took.
+async function putDown(place) {
+  if (!(await page.evaluate(isFollowing))) return 0;
+  await page.waitForFunction(isSearchGone, SEARCH_BOX); // it takes clicks while it fades
+  await page.mouse.click(...place);
+  await page.waitForFunction(() => app.canvas.state.ghostNodeId === null);
+  return 1;
 }
 
 const commands = {
@@ -324,7 +398,7 @@ const commands = {
       await page.mouse.dblclick(x + 0.6 * width, y + 0.7 * height);
       try {
         await page.locator(SEARCH_BOX).last().fill(text, { timeout: AGAIN });
-        await page.waitForTimeout(1000); // the list follows what is typed
+        await page.waitForTimeout(LISTED);
         const names = await page.evaluate(readOptions);
         await page.keyboard.press("Escape");
         if (names.length === 0 && tries < 5) continue; // a box that was opened before the list was ready stays empty
@@ -357,9 +431,44 @@ const commands = {
     return await page.evaluate(describeGraph);
   },
 
-  // Clicks of the mouse since the page was opened.
-  async clicks() {
-    return await page.evaluate(() => window.clicks);
+  // Shows the workflow that the host begins with.
+  async begin() {
+    await page.evaluate(() => app.loadGraphData());
+  },
+
+  // Empties the canvas, and pastes a picture: base64 of a PNG. Keys reach the canvas once it was clicked.
+  async paste(picture) {
+    await page.context().grantPermissions(["clipboard-read", "clipboard-write"]);
+    await page.evaluate(copyPicture, picture);
+    const free = await page.evaluate(findFreePlace);
+    await page.mouse.click(...free);
+    await page.keyboard.press("Control+a");
+    await page.keyboard.press("Delete");
+    await page.waitForFunction(() => app.graph.nodes.length === 0);
+    await page.mouse.move(...PASTED);
+    await page.keyboard.press("Control+v");
+    await page.waitForFunction(() => app.graph.nodes.some((node) => window.imagesOf(node)[0]?.naturalWidth));
+  },
+
+  // Drags a wire from a node's first output to the empty canvas, and takes what the search box lists under a name by the
+  // keys; returns how many presses it took beyond that: to place the node, which follows the mouse on newer frontends,
+  // and for wires that a page which is being laid out missed.
+  async follow(title, text, name) {
+    for (let missed = 0; ; missed += 1) {
+      try {
+        const end = await pullWire(title);
+        await take(text, name);
+        return missed + (await putDown(end));
+      } catch (error) {
+        if (error.name !== "TimeoutError") throw error;
+        await page.keyboard.press("Escape");
+      }
+    }
+  },
+
+  // How often a button of the mouse was pressed since the page was opened.
+  async presses() {
+    return await page.evaluate(() => window.presses);
   },
 
   // Console errors and uncaught exceptions since the last time.

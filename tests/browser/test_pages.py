@@ -11,6 +11,9 @@ from tests.comfyui import ROOT, ComfyServer
 
 pytestmark = pytest.mark.browser
 
+NODE = "Upscale & Restore (CTSR Super Resolution)"
+BLUEPRINT = next((ROOT / "subgraphs").glob("*.json")).stem
+
 
 def first_words(page: Path) -> str:
     """First sentence of a help page's text, without its Markdown."""
@@ -32,20 +35,39 @@ def test_the_template_browser_lists_every_example_with_its_picture(browser: Brow
     assert all(width > 0 for width in templates.values())
 
 
+def has_large_picture(browser: Browser) -> bool:
+    """Whether a node shows the enlarged picture."""
+    return [4 * SIZE[0], 4 * SIZE[1]] in [size for shown in browser.pictures() for size in shown["sizes"]]
+
+
 def test_a_template_leads_to_the_enlarged_picture_in_four_clicks(browser: Browser, server: ComfyServer):
-    before = browser.clicks()
+    before = browser.presses()
     graph = browser.choose(server.pack.name, "Upscale in one node")
     assert graph.missing == []
     assert browser.run().ending == "execution_success"
-    assert browser.clicks() - before <= 4
-    assert [4 * SIZE[0], 4 * SIZE[1]] in [size for shown in browser.pictures() for size in shown["sizes"]]
+    assert browser.presses() - before <= 4
+    assert has_large_picture(browser)
+
+
+@pytest.mark.parametrize(("text", "name"), [("restore", NODE), ("upscale", BLUEPRINT)], ids=["node", "blueprint"])
+def test_the_search_leads_from_a_pasted_picture_to_the_enlarged_one_in_four_clicks(
+    browser: Browser, server: ComfyServer, text: str, name: str
+):
+    browser.begin()
+    before = browser.presses()
+    browser.paste((server.base / "input" / "example.png").read_bytes())
+    further = browser.follow("Load Image", text, name)
+    further += browser.follow(name, "save image", "Save Image")
+    assert browser.run().ending == "execution_success"
+    assert browser.presses() - before - further <= 4
+    assert has_large_picture(browser)
 
 
 @pytest.mark.parametrize(
     ("text", "name"),
     [
-        ("super resolution", "Upscale & Restore (CTSR Super Resolution)"),
-        ("restore", "Upscale & Restore (CTSR Super Resolution)"),
+        ("super resolution", NODE),
+        ("restore", NODE),
         ("upscale video", "Upscale Video (CTSR Super Resolution)"),
         ("faithful", "Tradeoff t, Realistic to Faithful (CTSR)"),
     ],

@@ -1,4 +1,8 @@
-"""Forty nodes of the host wired to our IMAGE, LATENT, MASK and VAE, both ways: docs/comfyui.md has the table."""
+"""Forty nodes of the host wired to our IMAGE, LATENT, MASK and VAE, both ways: docs/comfyui.md has the table.
+
+Each with a tiny model of a factor of 8, and with the built-in one. A VAE and a LATENT of the host for our nodes are in
+test_faults.py.
+"""
 
 from typing import Any
 
@@ -6,11 +10,14 @@ import numpy as np
 import pytest
 
 from tests.comfyui import ROOT, ComfyServer
-from tests.host.graphs import Prompt, five, node, one, put, saved
+from tests.host.graphs import MINI, TINY, Prompt, five, node, one, put, saved
 
 HEIGHT, WIDTH = 116, 148
 """Of the result of 37x29 pixels."""
 PICTURE = (1, HEIGHT, WIDTH, 3)
+LATENT = {TINY: (1, 4, 14, 18), MINI: (1, 48, 29, 37)}
+"""Shapes of the encoded result."""
+EACH_MODEL = pytest.mark.parametrize("checkpoint", [TINY, MINI], ids=["tiny", "built-in"])
 
 # Before us: the node's inputs, where "*" is the picture, and the result's height and width, with alpha or without.
 BEFORE: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -40,7 +47,7 @@ BEFORE: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "JoinImageWithAlpha": ({"image": "*", "alpha": ["mask", 0]}, (1, HEIGHT, WIDTH, 4)),
     "EmptyImage": ({"width": 9, "height": 5, "batch_size": 2, "color": 255}, (2, 20, 36, 3)),
 }
-# After us: "*" is our picture; what comes out of the node.
+# After us: "*" is our picture; what comes out of the node, () for a latent.
 AFTER: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "ImageScaleBy": ({"image": "*", "upscale_method": "area", "scale_by": 0.5}, (1, 58, 74, 3)),
     "ImageBlend": ({"image1": "*", "image2": "*", "blend_factor": 0.5, "blend_mode": "normal"}, PICTURE),
@@ -55,14 +62,14 @@ AFTER: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
     "ImageColorToMask": ({"image": "*", "color": 0}, (1, HEIGHT, WIDTH)),
     "Canny": ({"image": "*", "low_threshold": 0.4, "high_threshold": 0.8}, PICTURE),
     "RebatchImages": ({"images": "*", "batch_size": 1}, PICTURE),
-    "VAEEncode": ({"pixels": "*", "vae": ["load", 1]}, (1, 4, 14, 18)),
+    "VAEEncode": ({"pixels": "*", "vae": ["load", 1]}, ()),
     "VAEEncodeTiled": (
         {"pixels": "*", "vae": ["load", 1], "tile_size": 128, "overlap": 32, "temporal_size": 64,
          "temporal_overlap": 8},
-        (1, 4, 14, 18),
+        (),
     ),
     "VAEEncodeForInpaint": (
-        {"pixels": "*", "vae": ["load", 1], "mask": ["mask", 0], "grow_mask_by": 6}, (1, 4, 14, 18)
+        {"pixels": "*", "vae": ["load", 1], "mask": ["mask", 0], "grow_mask_by": 6}, ()
     ),
 }  # fmt: skip
 # A MASK for the dial: 37x29 pixels, or the size of the result.
@@ -74,6 +81,24 @@ MASKS: dict[str, dict[str, Any]] = {
     "ThresholdMask": {"mask": ["mask", 0], "value": 0.5},
     "MaskComposite": {"destination": ["mask", 0], "source": ["mask", 0], "x": 0, "y": 0, "operation": "add"},
     "CropMask": {"mask": ["mask", 0], "x": 0, "y": 0, "width": 37, "height": 29},
+}
+# A MASK of ours, of the result's size, for a node: "*"; what comes out of the node.
+OUR_MASKS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "InvertMask": ({"mask": "*"}, (1, HEIGHT, WIDTH)),
+    "GrowMask": ({"mask": "*", "expand": 2, "tapered_corners": True}, (1, HEIGHT, WIDTH)),
+    "FeatherMask": ({"mask": "*", "left": 4, "top": 4, "right": 4, "bottom": 4}, (1, HEIGHT, WIDTH)),
+    "ThresholdMask": ({"mask": "*", "value": 0.5}, (1, HEIGHT, WIDTH)),
+    "MaskComposite": (
+        {"destination": "*", "source": "*", "x": 0, "y": 0, "operation": "multiply"},
+        (1, HEIGHT, WIDTH),
+    ),
+    "CropMask": ({"mask": "*", "x": 8, "y": 4, "width": 64, "height": 40}, (1, 40, 64)),
+    "MaskToImage": ({"mask": "*"}, PICTURE),
+    "ImageCompositeMasked": (
+        {"destination": ["decode", 0], "source": ["decode", 0], "x": 0, "y": 0, "resize_source": False, "mask": "*"},
+        PICTURE,
+    ),
+    "JoinImageWithAlpha": ({"image": ["decode", 0], "alpha": "*"}, (1, HEIGHT, WIDTH, 4)),
 }
 # Between dial and decode: "*" is our LATENT; what is decoded.
 LATENTS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
@@ -96,44 +121,58 @@ def with_mask(server: ComfyServer, prompt: Prompt) -> Prompt:
 
 
 def test_they_are_forty_and_in_the_table():
-    names = {*BEFORE, *AFTER, *MASKS, *LATENTS}
+    names = {*BEFORE, *AFTER, *MASKS, *OUR_MASKS, *LATENTS}
     assert len(names) >= 40
     table = (ROOT / "docs" / "comfyui.md").read_text(encoding="utf-8")
     assert [name for name in names if f"`{name}`" not in table] == []
 
 
+@EACH_MODEL
 @pytest.mark.parametrize("name", BEFORE)
-def test_a_node_gives_us_its_picture(server, name):
+def test_a_node_gives_us_its_picture(server, name, checkpoint):
     inputs, shape = BEFORE[name]
-    prompt = with_mask(server, one("odd.png"))
+    prompt = with_mask(server, one("odd.png", checkpoint))
     prompt["core"] = node(name, **wired(inputs, ["picture", 0]))
     prompt["upscale"]["inputs"] |= {"image": ["core", 0], "even_sides": "never"}
     assert saved(server, prompt, ["upscale", 0])[0].shape == shape
 
 
+@EACH_MODEL
 @pytest.mark.parametrize("name", AFTER)
-def test_a_node_takes_our_picture(server, name):
+def test_a_node_takes_our_picture_and_vae(server, name, checkpoint):
     inputs, shape = AFTER[name]
-    prompt = with_mask(server, one("odd.png"))
+    prompt = with_mask(server, one("odd.png", checkpoint))
     prompt["core"] = node(name, **wired(inputs, ["upscale", 0]))
-    assert saved(server, prompt, ["core", 0])[0].shape == shape
+    assert saved(server, prompt, ["core", 0])[0].shape == (shape or LATENT[checkpoint])
 
 
+@EACH_MODEL
 @pytest.mark.parametrize("name", MASKS)
-def test_the_dial_takes_a_nodes_mask(server, name):
-    prompt = with_mask(server, five("odd.png"))
+def test_the_dial_takes_a_nodes_mask(server, name, checkpoint):
+    prompt = with_mask(server, five("odd.png", checkpoint))
     prompt["core"] = node(name, **MASKS[name])
     prompt["dial"]["inputs"]["mask"] = ["core", 0]
-    plain = saved(server, five("odd.png"), ["decode", 0])[0]
+    plain = saved(server, five("odd.png", checkpoint), ["decode", 0])[0]
     masked = saved(server, prompt, ["decode", 0])[0]
     assert masked.shape == PICTURE
     assert not np.array_equal(masked, plain)
 
 
+@EACH_MODEL
+@pytest.mark.parametrize("name", OUR_MASKS)
+def test_a_node_takes_our_mask(server, name, checkpoint):
+    inputs, shape = OUR_MASKS[name]
+    prompt = five("odd.png", checkpoint)
+    prompt["report"] = node("CTSRReport", image=["picture", 0], result=["decode", 0])
+    prompt["core"] = node(name, **wired(inputs, ["report", 0]))
+    assert saved(server, prompt, ["core", 0])[0].shape == shape
+
+
+@EACH_MODEL
 @pytest.mark.parametrize("name", LATENTS)
-def test_a_latent_passes_through_a_node(server, name):
+def test_a_latent_passes_through_a_node(server, name, checkpoint):
     inputs, shape = LATENTS[name]
-    prompt = five("odd.png")
+    prompt = five("odd.png", checkpoint)
     prompt["core"] = node(name, **wired(inputs, ["dial", 0]))
     prompt["decode"]["inputs"]["latent"] = ["core", 0]
     assert saved(server, prompt, ["decode", 0])[0].shape == shape

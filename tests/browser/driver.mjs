@@ -230,12 +230,13 @@ function isFollowing() {
   return (app.canvas.state.ghostNodeId ?? null) !== null;
 }
 
-// Where the mouse at a place must go for the node that follows it, not always at its side, to begin at that place.
+// Where the mouse at a place must go for the node that follows it, not always at its side, to have its middle there.
 function aimFor([x, y]) {
   const { canvas, ds, state } = app.canvas;
   const { left, top } = canvas.getBoundingClientRect();
-  const [nodeX, nodeY] = app.graph.getNodeById(state.ghostNodeId).pos;
-  return [2 * x - left - (nodeX + ds.offset[0]) * ds.scale, 2 * y - top - (nodeY + ds.offset[1]) * ds.scale];
+  const { pos, size } = app.graph.getNodeById(state.ghostNodeId);
+  const middle = pos[0] + size[0] / 2;
+  return [2 * x - left - (middle + ds.offset[0]) * ds.scale, 2 * y - top - (pos[1] + ds.offset[1]) * ds.scale];
 }
 
 function isSearchGone(box) {

@@ -12,7 +12,7 @@ from .checks import check_mask, whole
 from .inputs import Ends, dial_input, schema
 from .latents import make_latent, turn_back
 from .masks import dial_map, is_placeholder
-from .progress import working
+from .progress import Work, working
 from .values import HostEndpoints
 
 LARGEST_FEATHER = 1024
@@ -62,8 +62,7 @@ class TradeoffT(io.ComfyNode):
         feather = whole("feather", feather, 0, LARGEST_FEATHER)
         origin, count = endpoints.origin, len(endpoints.ends.z0)
         with working(count) as work:
-            if endpoints.ends.delta is None:
-                work.warn(f"{origin.model_id} has no dial, or none at a timestep set by hand: t changes nothing.")
+            warn_without_dial(endpoints, work)
             dials: Sequence[float | Tensor] = [float(t)]
             if mask is not None and not is_placeholder(mask):
                 dials = masked(endpoints, mask, t, t_inside, feather).split(1)
@@ -72,6 +71,13 @@ class TradeoffT(io.ComfyNode):
                 dial = dials[i % len(dials)]  # one for all, or one a picture
                 z.add(endpoints.row(i).latent_at(dial))
             return io.NodeOutput(make_latent(z.result(), origin))
+
+
+def warn_without_dial(endpoints: HostEndpoints, work: Work) -> None:
+    """Says on the node when t changes nothing."""
+    if endpoints.ends.delta is None:
+        name = endpoints.origin.model_id
+        work.warn(f"{name} has no dial, or none at a timestep set by hand: t changes nothing.")
 
 
 def masked(endpoints: HostEndpoints, mask: Tensor, t: float, t_inside: float, feather: int) -> Tensor:

@@ -21,12 +21,13 @@ from .inputs import (
     target_inputs,
     tile_input,
 )
+from .masks import is_placeholder
 from .progress import Work, working
 from .room import check_batch
 from .steady import Steadier
 from .steps import decode, describe, encode, restore, tile_side
 from .target import Target
-from .tradeoff import masked
+from .tradeoff import masked, warn_without_dial
 
 STAGES = ["encode", "unet", "decode"]
 
@@ -97,6 +98,8 @@ class CTSRUpscale(io.ComfyNode):
         goal = Target(target, model.scale(scale), width, height, side, megapixels, most_megapixels, even_sides)
         size = goal.size(rgb.shape[-2], rgb.shape[-1], len(rgb))
         check_batch(len(rgb), size)
+        if t_map is not None and is_placeholder(t_map):
+            t_map = None
         if t_map is not None:
             check_mask(t_map, len(rgb), size, (rgb.shape[-2], rgb.shape[-1]))
             t_map = t_map.reshape(-1, *t_map.shape[-2:])
@@ -144,6 +147,7 @@ class Upscaler:
         """
         samples, origin = encode(self.model, rgb, alpha, self.size, None, 0, self.tile, work, number)
         ends = restore(self.model, samples, origin, self.tile, work, number)
+        warn_without_dial(ends, work)
         dial = self.t if t_map is None else masked(ends, t_map, 0.0, 1.0, 0)
         z, seen = self.steadier(ends.row(0).latent_at(dial), rgb.float())
         del samples, ends  # a gigabyte at 8K

@@ -53,6 +53,12 @@ def test_the_node_for_everything_takes_t_by_place(server):
     assert np.abs(mapped - plain).max() > 1, "t = 0.5 is not used"
 
 
+def test_the_mask_of_a_picture_without_alpha_is_no_map(server):
+    prompt = one_node(t_map=["picture", 1])
+    made = np.asarray(Image.open(picture_of(server, succeed(server, prompt))))
+    assert np.array_equal(made, np.asarray(Image.open(picture_of(server, succeed(server, one_node())))))
+
+
 def test_a_map_of_another_picture_is_one_sentence(server):
     prompt = one_node(t_map=["mask", 0])
     prompt["mask"] = node("SolidMask", value=1.0, width=64, height=16)

@@ -5,7 +5,7 @@
 Three ways, each in a host and a page that were just started: by the template browser, by a node that the search box
 finds, and by the blueprint that it finds. The time is from the first press until the canvas shows 1024x768 pixels made
 of 256x192, the host's first run among it, whose networks are still to be loaded. A script clicks and types at once, but
-for a second that it leaves the search box for its list, twice: what a person takes to read comes on top.
+for a second that it leaves each search box for its list: what a person takes to read comes on top.
 """
 
 import json

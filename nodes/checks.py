@@ -123,7 +123,9 @@ def check_samples(samples: Tensor, channels: int, alignment: int = 1) -> None:
         raise ValueError("latent holds NaN or infinite values: look at what comes before it.")
 
 
-def check_mask(mask: Tensor, batch: int, size: tuple[int, int], picture: tuple[int, int] | None = None) -> None:
+def check_mask(
+    mask: Tensor, batch: int, size: tuple[int, int], picture: tuple[int, int] | None = None, name: str = "mask"
+) -> None:
     """Raises ValueError for a MASK that does not belong to the picture.
 
     Args:
@@ -131,18 +133,19 @@ def check_mask(mask: Tensor, batch: int, size: tuple[int, int], picture: tuple[i
         batch: pictures.
         size: height and width of the result.
         picture: those of the picture that was enlarged, where they are known.
+        name: of the input.
     """
     if mask.ndim not in (2, 3) or 0 in mask.shape:
-        raise ValueError(f"mask has shape {list(mask.shape)}: connect a MASK, [batch, height, width].")
+        raise ValueError(f"{name} has shape {list(mask.shape)}: connect a MASK, [batch, height, width].")
     count = mask.shape[0] if mask.ndim == 3 else 1
     if count not in (1, batch):
-        raise ValueError(f"mask holds {count} masks for {batch} pictures: connect one, or one a picture.")
+        raise ValueError(f"{name} holds {count} masks for {batch} pictures: connect one, or one a picture.")
     if not bool(torch.isfinite(mask).all()):
-        raise ValueError("mask holds NaN or infinite values: connect one with values from 0 to 1.")
+        raise ValueError(f"{name} holds NaN or infinite values: connect one with values from 0 to 1.")
     h, w = mask.shape[-2:]
     if not any(same_proportions((h, w), sides) for sides in (size, picture or size)):
         raise ValueError(
-            f"mask is {w}x{h}, which has not the proportions of the {size[1]}x{size[0]} result: "
+            f"{name} is {w}x{h}, which has not the proportions of the {size[1]}x{size[0]} result: "
             "connect the mask of the same picture, of any scale."
         )
 

@@ -101,7 +101,7 @@ class CTSRUpscale(io.ComfyNode):
         if t_map is not None and is_placeholder(t_map):
             t_map = None
         if t_map is not None:
-            check_mask(t_map, len(rgb), size, (rgb.shape[-2], rgb.shape[-1]))
+            check_mask(t_map, len(rgb), size, (rgb.shape[-2], rgb.shape[-1]), "t_map")
             t_map = t_map.reshape(-1, *t_map.shape[-2:])
         upscaler = Upscaler(model, size, t, tile, color_fix, steady)
         images = host.Batch(len(rgb))

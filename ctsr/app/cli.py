@@ -345,7 +345,7 @@ def plan_command(
 ) -> None:
     """Say what a run would take before it runs: tiles, passes, memory against what is free, time.
 
-    The first time on a device it measures for about two seconds how fast the model runs. Nothing is written but these
+    The first time on a device it measures for some seconds how fast the model runs. Nothing is written but these
     speeds, into the user's cache folder. The exit code is 1 for a run that memory cannot hold.
     """
     console = Console(stderr=True)

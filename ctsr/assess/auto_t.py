@@ -23,7 +23,7 @@ NO_EDGES = 1.5
 PLAIN_SQUARES = 1.0
 """log(1 + step) of JPEG squares as plain as counts: 1.7 of 255."""
 MATTERS, UNUSUAL = 0.03, 0.5
-"""Change of the mean t, and deviations from what is usual, from which a feature is a reason."""
+"""A feature is a reason from this change of the mean t and these deviations from what is usual on, both."""
 REASONS = 3
 """So many are told, beside contrast."""
 COARSE, FINE, AROUND = 3.0, 1.0, 2
@@ -154,7 +154,7 @@ def reasons(found: Traits, local: Tensor, known: Sequence[float]) -> list[str]:
 
 
 def in_words(found: Traits, feature: str, more: bool) -> str:
-    """How a picture differs from most in one feature; "" for less of what is a fault of few pictures."""
+    """How a picture differs from most in one feature of the whole; "" for fewer squares of JPEG, which most lack."""
     usual = dict[str, float](zip(tuned.FEATURES, tuned.MEAN, strict=True))
     than, comparative = "than usual", "more" if more else "less"
     if feature == "noise":
@@ -167,4 +167,4 @@ def in_words(found: Traits, feature: str, more: bool) -> str:
     if feature == "texture":
         return f"{comparative} clear detail {than} ({found.texture:.0%} of the picture, not {usual[feature]:.0%})"
     shade = "brighter" if more else "darker"
-    return f"{shade} {than} ({found.brightness:.0%}, not {usual[feature]:.0%})"
+    return f"{shade} {than} ({found.brightness:.0%}, not {usual['brightness']:.0%})"

@@ -78,7 +78,7 @@ class PlannedPipeline(ExecutionMixin, SavedPipeline):
             tile: as for `encode`.
             keep: all results stay in memory until the end, as `__call__` returns them; False for those that are written
                 to files one by one.
-            with_time: estimate the time, from speeds that are measured once for a device (two seconds, in the user's
+            with_time: estimate the time, from speeds that are measured once for a device (some seconds, in the user's
                 cache folder).
             tile_overlap: as for `encode`.
 

@@ -1,7 +1,8 @@
-"""How fast a device runs the networks: measured once in about two seconds, kept in the user's cache."""
+"""How fast a device runs the networks: measured once, in seconds, and kept in the user's cache."""
 
 import contextlib
 import json
+import math
 import os
 import platform
 import sys
@@ -28,6 +29,8 @@ A_WEIGHT = 40
 """Operations a weight from which on a run tells something: below, reading the weights takes most of its time."""
 ENOUGH = 0.125
 """Seconds from which on a run can be told: larger sides are tried until one takes as long."""
+MOST_START = 0.5
+"""Share of a run that may be its start: two times that hardly differ would say that size costs nothing."""
 REPEATS = 3
 """The fastest of these counts."""
 
@@ -111,13 +114,14 @@ def measure(network: Network, clock: Callable[[], float] = time.perf_counter) ->
     weights = sum(parameter.numel() for parameter in network.module.parameters())
     while operations(network, cells, cells) < A_WEIGHT * weights and 2 * cells * network.factor < LAST_SIDE:
         cells *= 2
+    network.call(make_input(network, cells, cells))  # the first run also fetches the weights
     smaller, larger = fastest(network, cells, clock), fastest(network, 2 * cells, clock)
     while larger < ENOUGH and 2 * cells * network.factor < LAST_SIDE:
         cells *= 2
         smaller, larger = larger, fastest(network, 2 * cells, clock)
     few, many = operations(network, cells, cells), operations(network, 2 * cells, 2 * cells)
     start = larger - (larger - smaller) / (many - few) * many
-    start = min(max(start, 0.0), larger / 2)
+    start = min(max(start, 0.0), MOST_START * larger)
     return Speed(network, start, many / max(larger - start, 1e-6))
 
 
@@ -157,11 +161,17 @@ def speeds(each: list[Network]) -> dict[Stage, Speed]:
 
 def read(path: Path) -> dict[str, tuple[float, float]]:
     """Start and rate by a network's description; what another version or a crash left there is measured anew."""
+    entries: Any = {}
     known = dict[str, tuple[float, float]]()
-    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        for key, (start, rate) in json.loads(path.read_text(encoding="utf-8")).items():
-            if float(start) >= 0 and float(rate) > 0:
-                known[key] = float(start), float(rate)
+    with contextlib.suppress(OSError, ValueError):
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(entries, dict):
+        return known
+    for key, entry in cast(dict[str, Any], entries).items():
+        with contextlib.suppress(ValueError, TypeError):
+            start, rate = (float(number) for number in entry)
+            if 0 <= start < math.inf and 0 < rate < math.inf:
+                known[key] = start, rate
     return known
 
 

@@ -232,12 +232,12 @@ class Browser(Driver):
         """Empties the canvas by a click and keys, and pastes a PNG, which becomes a node."""
         self.call("paste", base64.b64encode(picture).decode())
 
-    def follow(self, node: str, text: str, name: str) -> int:
+    def follow(self, node: str, text: str, name: str) -> dict[str, int]:
         """Drags a wire from a node's first output to the empty canvas, types a text, and takes a name from the list.
 
         Returns:
-            Presses that it took beyond the wire: one to place the node on newer frontends, where it follows the mouse,
-            and one for each wire that a busy page missed.
+            Presses that it took beyond the wire: `placed`, 1 on newer frontends, where the node follows the mouse until
+            then, and `missed`, one for each wire that a busy page missed.
         """
         return self.call("follow", node, text, name)
 

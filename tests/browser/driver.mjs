@@ -10,6 +10,7 @@ const AGAIN = 5_000; // ms after which a click that nothing came of is made agai
 const VIEW = { width: 1600, height: 900 };
 const BEYOND = 30; // pixels past the end of a slider, which in Nodes 2.0 lags behind the mouse by up to 12
 const ROOM = 300; // of the canvas, more than half of a node that is placed in its middle
+const MOST_MISSED = 4; // wires, before a name that is not listed ends a way
 const PASTED = [400, 300]; // where a pasted picture lies, so that panels at the sides leave room for two nodes more
 const LISTED = 1_000; // ms in which the search box's list follows what is typed
 const WIRE = 100; // pixels of the window between a node's output and the next node
@@ -462,18 +463,20 @@ const commands = {
   },
 
   // Drags a wire from a node's first output to the empty canvas, and takes what the search box lists under a name by the
-  // keys; returns how many presses it took beyond that: to place the node, which follows the mouse on newer frontends,
-  // and for wires that a page which is being laid out missed.
+  // keys. Returns the presses beyond that: `placed`, for the node, which follows the mouse on newer frontends, and `missed`,
+  // for wires that a page which is being laid out missed.
   async follow(title, text, name) {
     for (let missed = 0; ; missed += 1) {
+      let end;
       try {
-        const end = await pullWire(title);
+        end = await pullWire(title);
         await take(text, name);
-        return missed + (await putDown(end));
       } catch (error) {
-        if (error.name !== "TimeoutError") throw error;
+        if (error.name !== "TimeoutError" || missed === MOST_MISSED) throw error;
         await page.keyboard.press("Escape");
+        continue;
       }
+      return { missed, placed: await putDown(end) };
     }
   },
 

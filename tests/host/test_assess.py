@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ctsr import CTSRPipeline
-from tests.host.graphs import MINI, SMALL, five, node, picture_of, put, refusal, succeed
+from tests.host.graphs import MINI, SMALL, five, node, picture_of, put, refusal, saved, succeed
 
 
 def test_a_chosen_t_drives_the_dial_and_its_reasons_are_text(server):
@@ -53,6 +53,19 @@ def test_the_node_for_everything_takes_t_by_place(server):
     assert np.abs(mapped - plain).max() > 1, "t = 0.5 is not used"
 
 
+def test_pictures_of_a_batch_have_a_map_each(server):
+    prompt = one_node(t_map=["maps", 0])
+    prompt["pair"] = node("RepeatImageBatch", image=["picture", 0], amount=2)
+    prompt["maps"] = put(server, np.stack([np.zeros((28, 40)), np.ones((28, 40))]).astype(np.float32))
+    prompt["up"]["inputs"]["image"] = ["pair", 0]
+    (both,) = saved(server, prompt, ["up", 0])
+    assert np.abs(both[0] - both[1]).max() > 0.01
+    for made, t in zip(both, (0.0, 1.0), strict=True):
+        alone = one_node()
+        alone["up"]["inputs"]["t"] = t
+        np.testing.assert_allclose(made, saved(server, alone, ["up", 0])[0][0], atol=1e-5)
+
+
 def test_the_mask_of_a_picture_without_alpha_is_no_map(server):
     prompt = one_node(t_map=["picture", 1])
     made = np.asarray(Image.open(picture_of(server, succeed(server, prompt))))
@@ -62,7 +75,7 @@ def test_the_mask_of_a_picture_without_alpha_is_no_map(server):
 def test_a_map_of_another_picture_is_one_sentence(server):
     prompt = one_node(t_map=["mask", 0])
     prompt["mask"] = node("SolidMask", value=1.0, width=64, height=16)
-    assert "mask is 64x16, which has not the proportions" in refusal(server, prompt)
+    assert "t_map is 64x16, which has not the proportions" in refusal(server, prompt)
 
 
 def test_endpoints_of_other_pictures_or_without_a_vae_are_one_sentence(server):

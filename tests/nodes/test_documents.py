@@ -111,7 +111,7 @@ def test_errors_that_a_page_quotes_are_those_of_the_sources(node: str, texts_of_
     errors = quoted_errors(page(node, "en"))
     assert errors
     for error in errors:
-        parts = re.sub(rf"^(?:{names}) (?=is …)", "", error).split("…")  # whose name the check is told
+        parts = re.sub(rf"^(?:{names}) (?=(?:is|holds) …)", "", error).split("…")  # whose name the check is told
         assert all(part.strip() in texts_of_the_sources for part in parts), error
 
 

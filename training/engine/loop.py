@@ -139,7 +139,8 @@ class Loop:
             fetch_backup(checkpoint, run.backup)
         start = self.state.load(checkpoint)
         trained = (pair for turn in self.turns for pair in trained_state(turn.module).items())
-        agree({"the step": str(start), "the weights": checksum(trained)})
+        precision = str(self.accelerator.mixed_precision)
+        agree({"the step": str(start), "the weights": checksum(trained), "the precision": precision})
         saved = time.monotonic()
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = self.source.batches(run, start, self.state.latest_shards, rank, world)

@@ -17,7 +17,9 @@ class Run:
     steps: int
     batch: int = 8  # of one process
     accumulation: int = 1  # batches a step
-    precision: Literal["auto", "no", "bf16"] = "auto"  # bf16 in hardware, else no; no fp16: SD's autoencoder overflows
+    precision: Literal["auto", "no", "bf16"] = (
+        "auto"  # bf16 in hardware or for a frozen bf16 base; no fp16: SD overflows
+    )
     seed: int = 0
     ema: float = 0.998
     warm_up: int = 100

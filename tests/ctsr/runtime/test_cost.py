@@ -91,6 +91,13 @@ def test_a_damaged_cache_is_measured_anew(tiny_mini, cache, content):
     assert len(json.loads(cache.read_text())) == 3
 
 
+def test_one_damaged_entry_costs_no_other(tiny_mini, cache):
+    tiny_mini.plan([(64, 64)])
+    kept = json.loads(cache.read_text())
+    cache.write_text(json.dumps({"a": 3e9, "b": [0, float("inf")], **kept}))
+    assert speed.read(cache) == {key: tuple(value) for key, value in kept.items()}
+
+
 def test_a_cache_that_cannot_be_written_is_no_error(tiny_mini, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("CTSR_CACHE", str(tmp_path / "file"))

@@ -10,7 +10,6 @@ picture.
 """
 
 import math
-from functools import lru_cache
 from typing import cast
 
 import torch
@@ -43,11 +42,12 @@ def cosine_transform(factor: int = FACTOR) -> Tensor:
     return torch.kron(rows, rows).float()
 
 
-@lru_cache(maxsize=8)
 def colour_transform(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """`cosine_transform` of three colours, [48, 48]; no buffer, since weights are loaded into models built empty."""
-    with torch.inference_mode(False):  # usable in training too, whoever asks first
-        return torch.kron(torch.eye(3), cosine_transform()).to(dtype=dtype, device=device)
+    """`cosine_transform` of three colours, [48, 48]; no buffer, since weights are loaded into models built empty.
+
+    Made at every call, which costs next to nothing: one that is kept from a plan's fake tensors would be none.
+    """
+    return torch.kron(torch.eye(3), cosine_transform()).to(dtype=dtype, device=device)
 
 
 class TimeAwareBlock(nn.Module):

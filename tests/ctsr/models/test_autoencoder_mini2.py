@@ -3,12 +3,14 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from ctsr.models.autoencoder_mini2 import (
     FACTOR,
     LATENT_CHANNELS,
     TimeAwareAutoencoderMini2,
     TimeAwareBlock,
+    colour_transform,
     cosine_transform,
 )
 from ctsr.tiling.tiled import halo_tiled
@@ -45,6 +47,17 @@ def test_decoding_a_plain_latent_gives_the_picture_back(vae):
     assert latents.shape == (2, LATENT_CHANNELS, 6, 5)
     torch.testing.assert_close(latents.square().sum(), x.square().sum())
     torch.testing.assert_close(vae.decode(latents).sample, x, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_plan_made_of_fake_tensors_leaves_nothing_behind(vae):
+    x = pictures(1, 3, 8, 8)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fake = vae.decode(vae.encode(torch.zeros(1, 3, 8, 8)).latents).sample
+    assert isinstance(fake, FakeTensor)
+    real = vae.decode(vae.encode(x).latents).sample
+    assert not isinstance(real, FakeTensor)
+    assert not isinstance(colour_transform(x.dtype, x.device), FakeTensor)
 
 
 @torch.no_grad()

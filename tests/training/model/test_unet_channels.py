@@ -65,7 +65,7 @@ def test_surplus_output_groups_are_cut_off_and_the_rest_predicts_as_before(
 ) -> None:
     pipeline, z = make_mini(), random(1, 4, 6, 6)
     keep_groups(pipeline.unet, 4)
-    assert torch.allclose(pipeline.unet(z, 9).sample, tiny_mini.unet(z, 9).sample[:, :4], atol=1e-6)
+    assert torch.allclose(pipeline.unet(z, 9).sample, tiny_mini.unet(z, 9).sample[:, :4], atol=1e-5)
     assert pipeline.unet.config["out_channels"] == 4
     with pytest.raises(ValueError, match="8 or more"):
         keep_groups(pipeline.unet, 8)

@@ -6,7 +6,9 @@ window.ctsr = {
     if (source) document.querySelector(".ctsr-exact").src = source;
     this.set("exact", 1); this.set("word", '"exact"');
   },
-  key(event) { if (event.target.closest?.("#ctsr-t") && event.target.type === "range") this.again(); },
+  key({ target, key }) {
+    if (target.type === "range" && target.closest("#ctsr-t") && /^(Arrow|Page|Home|End)/.test(key)) this.again();
+  },
   again() { document.querySelector("#ctsr-again").click(); },
   mask() { const canvas = document.querySelector(".ctsr-plane canvas"); return canvas?.dataset.used ? canvas.toDataURL() : ""; },
   clear(again) {
@@ -31,4 +33,4 @@ window.ctsr = {
     this.set("exact", 0); this.set("word", '"preview"');
   },
 };
-document.addEventListener("keyup", (event) => window.ctsr.key(event));  // gradio tells of a slider that a mouse let go alone
+document.addEventListener("keyup", (event) => window.ctsr.key(event));  // gradio's release is of a mouse alone

@@ -110,6 +110,14 @@ const commands = {
     return state;
   },
 
+  // Presses a key on t's slider; its end is shown exactly where the key moves t.
+  async key(user, name, moves) {
+    const { page } = users[user];
+    const before = await layer(user, "exact");
+    await page.locator("#ctsr-t input[type=range]").press(name);
+    if (moves) await page.waitForFunction(isExact, before);
+  },
+
   // Paints along a line between two points, each in parts of the picture's sides.
   async paint(user, from, to) {
     const { page } = users[user];

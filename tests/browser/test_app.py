@@ -83,6 +83,7 @@ def test_a_chosen_picture_is_shown_exactly_with_automatic_t_and_its_reasons(app:
 
 
 def test_the_report_of_automatic_t_is_of_the_picture_that_was_saved_with_it(app: App):
+    app.call("key", "ann", "Tab", False)  # a slider that is passed by is not moved
     app.call("report", "ann")
     _, saved = app.save("ann")
     assert json.loads(saved.info["ctsr"])["t"] == "auto"
@@ -98,6 +99,17 @@ def test_dragging_t_changes_the_picture_at_once_and_asks_nothing_of_the_server(a
     assert (state["word"], state["exact"]) == ("preview", 0)
     assert state["asked"] == []
     assert (app.state("ann")["word"], app.state("ann")["exact"]) == ("exact", 1)
+
+
+def test_arrow_keys_move_t_to_an_exact_picture_and_other_keys_change_nothing(app: App):
+    before = app.drag("ann", 0.4)["t"]
+    app.call("key", "ann", "ArrowRight", True)
+    assert app.state("ann")["t"] == pytest.approx(before + 0.01)
+    _, saved = app.save("ann")
+    assert json.loads(saved.info["ctsr"])["t"] == pytest.approx(before + 0.01)
+    assert largest_difference(saved.convert("RGB"), app.layer("ann", "exact")) == 0
+    app.call("key", "ann", "Shift", False)
+    assert app.state("ann")["word"] == "exact"
 
 
 def test_the_exact_picture_is_the_previewed_blend_and_the_pipelines(app: App):

@@ -102,7 +102,7 @@ def autocast_precision(run: Run, turns: Sequence[Turn]) -> Literal["no", "bf16"]
     Without the hardware a processor takes ten times as long in bf16 as in fp32.
 
     Raises:
-        ValueError: half-precision weights without autocast.
+        ValueError: half-precision weights, and `no` autocast.
     """
     halves = {p.dtype for turn in turns for p in turn.module.parameters()} - {torch.float32}
     if halves and run.precision == "no":

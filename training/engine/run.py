@@ -17,9 +17,7 @@ class Run:
     steps: int
     batch: int = 8  # of one process
     accumulation: int = 1  # batches a step
-    precision: Literal["auto", "no", "bf16"] = (
-        "auto"  # bf16 in hardware or for a frozen bf16 base; no fp16: SD overflows
-    )
+    precision: Literal["auto", "no", "bf16"] = "auto"  # bf16 in hardware or for a bf16 base; SD overflows in fp16
     seed: int = 0
     ema: float = 0.998
     warm_up: int = 100
